@@ -1,0 +1,129 @@
+"""Data sets by name: which images are measured, and which serve as the reference that mean ablation averages over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from circuits.data.folders import celeba, image_folder
+from circuits.data.image_sets import ImageSet
+from circuits.data.lfw_faces import lfw_faces
+from circuits.data.synthetic_faces import synthetic_faces
+from circuits.naming import nearest
+
+# Synthetic faces are drawn by index: training takes the first ones, measurements take indices from here on.
+SYNTHETIC_HELD_OUT_FROM = 1_000_000
+REFERENCE_IMAGES = 64
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where a data set comes from.
+
+    Attributes:
+        name: in tables, e.g. ``natural``.
+        source: one of SOURCES.
+        label: class label of the images for a class-conditional model; None if it has none.
+        root: folder or hub id, for the sources that need one.
+    """
+
+    name: str
+    source: str
+    label: int | None = None
+    root: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images to measure on and images to average over, disjoint wherever the source has enough."""
+
+    name: str
+    label: int | None
+    measured: ImageSet
+    reference: ImageSet
+
+    def labels(self, n: int) -> torch.Tensor | None:
+        return None if self.label is None else torch.full((n,), self.label)
+
+
+def _synthetic(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
+    first = SYNTHETIC_HELD_OUT_FROM
+    indices = range(first, first + images + REFERENCE_IMAGES)
+    drawn = synthetic_faces(indices, size=size, colour="gray" if channels == 1 else "rgb")
+    every = ImageSet(
+        name=spec.name,
+        images=torch.from_numpy(drawn.images),
+        ids=tuple(f"synthetic_{i}" for i in indices),
+        held_out=True,
+        trained_on=f"tiny_faces was trained on generated faces below index {first}; the ones measured here lie above it.",
+    )
+    return every.take(range(images)), every.take(range(images, len(every)))
+
+
+def _lfw(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
+    held_out = lfw_faces(size, channels, "held_out")
+    _require(spec, images, len(held_out), "held-out faces")
+    return held_out.take(range(images)), lfw_faces(size, channels, "train")
+
+
+def _split(spec: SourceSpec, images: int, every: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The first images are measured, the next ones are the reference; with too few, the reference is the measured ones."""
+    _require(spec, images, len(every), "images")
+    rest = range(images, min(len(every), images + REFERENCE_IMAGES))
+    return every.take(range(images)), every.take(rest if len(rest) >= 8 else range(images))
+
+
+def _folder(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
+    return _split(spec, images, image_folder(_root(spec), size, channels, limit=images + REFERENCE_IMAGES))
+
+
+def _celeba(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
+    return _split(spec, images, celeba(_root(spec), size, channels, limit=images + REFERENCE_IMAGES))
+
+
+def _root(spec: SourceSpec) -> str:
+    if not spec.root:
+        raise DataError(f"data set {spec.name!r} ({spec.source}) needs data.root=DIR, the folder with its images")
+    return spec.root
+
+
+def _require(spec: SourceSpec, wanted: int, there: int, what: str) -> None:
+    if wanted > there:
+        raise DataError(
+            f"sweep.images={wanted}, but data set {spec.name!r} has {there} {what}; ask for at most {there}"
+        )
+
+
+SOURCES: dict[str, Callable[[SourceSpec, int, int, int], tuple[ImageSet, ImageSet]]] = {
+    "synthetic_faces": _synthetic,
+    "lfw_faces": _lfw,
+    "image_folder": _folder,
+    "celeba": _celeba,
+}
+
+
+def load_data_set(
+    spec: SourceSpec, *, images: int, size: int, channels: int, label_mode: Literal["class", "none"] = "class"
+) -> DataSet:
+    """Load a data set at a model's size and colour mode.
+
+    Raises:
+        DataError: unknown source, missing folder, or fewer images than asked for.
+    """
+    if spec.source not in SOURCES:
+        raise DataError(f"data set {spec.name!r}: unknown source {spec.source!r}{nearest(spec.source, SOURCES)}")
+    try:
+        measured, reference = SOURCES[spec.source](spec, images, size, channels)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"data set {spec.name!r} ({spec.source}): {error}") from error
+    label = spec.label if label_mode == "class" else None
+    return DataSet(spec.name, label, replace(measured, name=spec.name), replace(reference, name=spec.name))

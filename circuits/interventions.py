@@ -1,0 +1,96 @@
+"""What replaces the activation at a site: frozen data and pure tensor functions.
+
+Ablation misleads in known ways. Zeroing takes the model off its own distribution and overstates; a mean keeps what all inputs
+share and hides what a head always contributes; a resampled activation keeps the marginal and breaks the pairing, and is the
+closest to "this head says nothing about this image". Read them side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+
+Level = Literal["head", "layer", "set"]
+ALL_HEADS = -1
+
+
+class Mode(str, Enum):
+    """How the activation at a site is replaced."""
+
+    zero = "zero"
+    """Zeros in place of the head's output."""
+    mean = "mean"
+    """The head's mean output over a reference set, per site, timestep, class and token."""
+    resample = "resample"
+    """The head's output for another image of the same data set at the same timestep."""
+    resample_across = "resample_across"
+    """The head's output for an image of the other data set, under that data set's class, at the same timestep."""
+    identity = "identity"
+    """(1 - strength) o + strength V: the head's attention map moved toward the identity."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """Heads of an attention layer, before the output projection. ``head`` is -1 for all of them."""
+
+    layer: str
+    head: int = ALL_HEADS
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Replace the activation at some sites.
+
+    Attributes:
+        mode: what is put there.
+        sites: where; several sites are intervened on at once.
+        strength: 1 replaces wholly, 0 leaves the activation; (1 - strength) old + strength new.
+    """
+
+    mode: Mode
+    sites: tuple[Site, ...]
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise ValueError("an intervention needs at least one site")
+        if not 0.0 <= self.strength <= 1.0:
+            raise ValueError(f"strength is a share of the replacement in [0, 1], got {self.strength}")
+
+    def heads_by_layer(self, heads: dict[str, int]) -> dict[str, list[int]]:
+        """Heads to replace in each layer; ``heads`` gives each layer's number of heads."""
+        chosen: dict[str, set[int]] = {}
+        for site in self.sites:
+            every = range(heads[site.layer]) if site.head == ALL_HEADS else (site.head,)
+            chosen.setdefault(site.layer, set()).update(every)
+        return {layer: sorted(indices) for layer, indices in chosen.items()}
+
+
+def replace_heads(
+    activation: Float[torch.Tensor, "rows tokens width"],
+    replacement: Float[torch.Tensor, "rows tokens width"] | float,
+    weight: Float[torch.Tensor, "rows heads"],
+) -> Float[torch.Tensor, "rows tokens width"]:
+    """Mix ``replacement`` into the chosen heads of chosen rows.
+
+    Args:
+        activation: concatenated head outputs; width = heads * head_dim, head-major.
+        weight: per row and head, 0 (untouched, bit for bit) to 1 (replaced, bit for bit).
+    """
+    rows, tokens, width = activation.shape
+    heads = weight.shape[1]
+    w = weight.to(activation.dtype).repeat_interleave(width // heads, dim=1)[:, None, :]
+    if isinstance(replacement, torch.Tensor):
+        mixed = (1 - w) * activation + w * replacement
+        mixed = torch.where(w == 1, replacement, mixed)
+    else:
+        mixed = (1 - w) * activation + w * replacement
+    return torch.where(w == 0, activation, mixed)
+
+
+def rows_touched(weight: Float[torch.Tensor, "rows heads"]) -> Bool[torch.Tensor, " rows"]:
+    return (weight != 0).any(dim=1)

@@ -1,0 +1,14 @@
+"""Error messages that name the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(given: object, valid: Iterable[object], limit: int = 12) -> str:
+    """``"; did you mean 'mean'? valid: zero, mean, ..."``, to be appended to what went wrong."""
+    names = [str(v) for v in valid]
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.4)
+    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    return (f"; did you mean {close[0]!r}?" if close else ";") + f" valid: {shown}"

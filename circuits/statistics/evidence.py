@@ -1,0 +1,155 @@
+"""Evidence that accumulates image by image: three statistics whose p-values stay valid wherever a trial stops.
+
+Each looks at four streams of x = log(ablated / baseline): x ("degraded"), -x ("improved"), and margin - x with
+margin + x ("negligible": both must be shown, so the larger p and the smaller E count). States are updated one image at
+a time for many trials at once: how images are split into batches cannot change a bit of the result.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import logsumexp, ndtr
+
+from circuits.statistics.validation import TINY
+
+SIGN_GRID = np.array([0.1, 0.2, 0.4, 0.8, 1.6])
+"""kappa of the sign e-process: how strongly a value of one RMS is bet on."""
+
+BETTING_GRID = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 0.95])
+"""lambda of the betting e-process: the share of wealth staked, below 1 so that r = -1 never ruins it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """p-values per trial, in (0, 1], and the current e-values of the same claims (NaN for OBF, which has none)."""
+
+    degraded: Float[np.ndarray, " trials"]
+    improved: Float[np.ndarray, " trials"]
+    negligible: Float[np.ndarray, " trials"]
+    e_degraded: Float[np.ndarray, " trials"]
+    e_improved: Float[np.ndarray, " trials"]
+    e_negligible: Float[np.ndarray, " trials"]
+
+
+class Accumulator(ABC):
+    """State of `trials` trials; `add` one image of some of them, read the `evidence` of all."""
+
+    def __init__(self, trials: int, margin: float) -> None:
+        self.count = np.zeros(trials, dtype=np.int64)
+        self.margin = margin
+
+    def add(self, rows: Int[np.ndarray, " rows"], x: Float[np.ndarray, " rows"]) -> None:
+        """One further image of the trials `rows` (distinct indices)."""
+        self.count[rows] += 1
+        self._add(rows, np.stack([x, -x, self.margin - x, self.margin + x]))
+
+    @abstractmethod
+    def _add(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> None: ...
+
+    @abstractmethod
+    def evidence(self) -> Evidence: ...
+
+
+class ObrienFleming(Accumulator):
+    """p = 2 Phi(-max over 16 <= j <= k of S_j / (s_j sqrt(n_max))): the reflection bound of a Brownian path.
+
+    Assumes a finite variance, images in random order and n_max fixed beforehand; asymptotic, like a t test at n_max.
+    The p of a stopped trial is never below that of its full data, so any reason to stop, including the results of
+    other trials, keeps it valid. Floored at 2^-k as a sign-flip test is. (O'Brien & Fleming, Biometrics 35, 1979;
+    Lan & Wittes, Biometrics 44, 1988.)
+    """
+
+    def __init__(self, trials: int, margin: float, n_max: int, first: int) -> None:
+        super().__init__(trials, margin)
+        self.n_max, self.first = n_max, first
+        self.mean, self.squares = np.zeros(trials), np.zeros(trials)  # Welford: running mean and sum of squares
+        self.peak = np.zeros(trials)
+        self.highest = np.full((4, trials), -np.inf)
+
+    def _add(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> None:
+        x = streams[0]
+        j = self.count[rows]
+        before = x - self.mean[rows]
+        mean = self.mean[rows] + before / j
+        squares = self.squares[rows] + before * (x - mean)
+        peak = np.maximum(self.peak[rows], np.abs(x))
+        self.mean[rows], self.squares[rows], self.peak[rows] = mean, squares, peak
+        sd = np.sqrt(squares / np.maximum(j - 1, 1))
+        constant = sd <= 1e-12 * peak
+        total = j * np.stack([mean, -mean, self.margin - mean, self.margin + mean])
+        level = np.where(constant, np.where(total > 0, np.inf, -np.inf), total / np.where(constant, 1.0, sd))
+        level = np.where(j >= self.first, level, -np.inf)
+        self.highest[:, rows] = np.maximum(self.highest[:, rows], level)
+
+    def evidence(self) -> Evidence:
+        tail = np.minimum(2.0 * ndtr(-self.highest / np.sqrt(self.n_max)), 1.0)
+        p = np.maximum(tail, np.maximum(np.exp2(-self.count.astype(np.float64)), TINY))
+        none = np.full(self.count.shape, np.nan)
+        return Evidence(p[0], p[1], np.maximum(p[2], p[3]), none, none, none)
+
+
+class EProcess(Accumulator):
+    """A mixture of products of bets: E is a test martingale, P(sup E >= 1 / a) <= a (Ville 1939), p = 1 / sup E."""
+
+    def __init__(self, trials: int, margin: float, grid: Float[np.ndarray, " grid"]) -> None:
+        super().__init__(trials, margin)
+        self.grid = grid
+        self.log_wealth = np.zeros((4, grid.size, trials))
+        self.log_e, self.log_highest = np.zeros((4, trials)), np.zeros((4, trials))
+
+    @abstractmethod
+    def _log_bets(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> np.ndarray:
+        """log of the factor of every stream and grid value [4, grid, rows]."""
+
+    def _add(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> None:
+        wealth = self.log_wealth[:, :, rows] + self._log_bets(rows, streams)
+        self.log_wealth[:, :, rows] = wealth
+        log_e = logsumexp(wealth, axis=1) - np.log(self.grid.size)
+        self.log_e[:, rows] = log_e
+        self.log_highest[:, rows] = np.maximum(self.log_highest[:, rows], log_e)
+
+    def evidence(self) -> Evidence:
+        p = np.maximum(np.exp(-self.log_highest), TINY)
+        e = np.exp(np.minimum(self.log_e, 700.0))
+        return Evidence(p[0], p[1], np.maximum(p[2], p[3]), e[0], e[1], np.minimum(e[2], e[3]))
+
+
+class SignEProcess(EProcess):
+    """E = mean over kappa of prod (1 + tanh(kappa z)), z = x / RMS(previous x); open-ended, no n_max needed.
+
+    Exact in finite samples, for any tails, when each x is symmetric about its centre given the earlier images and
+    the null centre is <= 0 with a unimodal density (Vovk & Wang, arXiv 2208.08925). The first image only sets the scale.
+    """
+
+    def __init__(self, trials: int, margin: float) -> None:
+        super().__init__(trials, margin, SIGN_GRID)
+        self.squares = np.zeros((4, trials))
+
+    def _log_bets(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> np.ndarray:
+        squares = self.squares[:, rows]
+        earlier = np.maximum(self.count[rows] - 1, 1)
+        known = squares > 0
+        rms = np.sqrt(np.where(known, squares, 1.0) / earlier)
+        z = np.where(known, streams / rms, 0.0)
+        self.squares[:, rows] = squares + streams**2
+        # 1 + tanh(y) = 2 / (1 + exp(-2 y))
+        return np.log(2.0) - np.logaddexp(0.0, -2.0 * self.grid[None, :, None] * z[:, None, :])
+
+
+class BettingEProcess(EProcess):
+    """E = mean over lambda of prod (1 + lambda r), r = exp(stream) - 1 >= -1.
+
+    Exact in finite samples for any distribution (Waudby-Smith & Ramdas, JRSS B 86, 2024). "Degraded" is a mean of
+    ablated / baseline above 1; "improved" a mean of baseline / ablated above 1; "negligible" that baseline / ablated
+    has a mean above exp(-margin) and so has ablated / baseline. These are claims about arithmetic means of bounded-
+    below ratios, not about mean log ratios, and "degraded" and "improved" can both hold for a wide distribution.
+    """
+
+    def __init__(self, trials: int, margin: float) -> None:
+        super().__init__(trials, margin, BETTING_GRID)
+
+    def _log_bets(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> np.ndarray:
+        r = np.expm1(np.minimum(streams, 700.0))
+        return np.log1p(self.grid[None, :, None] * r[:, None, :])

@@ -1,0 +1,282 @@
+"""The grid: every trial of a sweep, ordered, deduplicated, validated and hashed by content, before any work is spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from circuits.data.sources import DataSet
+from circuits.denoisers import Denoiser
+from circuits.engine import Window
+from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
+from circuits.metrics import VERSION as METRICS_VERSION
+from circuits.naming import nearest
+from circuits.sites import AttentionLayer
+from sweeps.config import Config, ConfigError, as_indices, as_list
+
+COLUMNS = (
+    "trial_id", "model", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength",
+    "window_index", "t_start", "t_end", "sites",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of the grid. The same trial has the same id anywhere, for ever.
+
+    Attributes:
+        head: -1 for all heads of the layer (level ``layer``) and for sets.
+        t_start, t_end: the window, in training timesteps, t_start >= t_end.
+        images: units measured; samples: images generated to look at.
+    """
+
+    trial_id: str
+    model: str
+    dataset: str
+    protocol: str
+    level: str
+    layer: str
+    layer_index: int
+    head: int
+    stream: str
+    intervention: Intervention
+    window_index: int
+    window: Window
+    images: int
+    samples: int
+
+    def row(self) -> dict[str, Any]:
+        """The trial as a row of trials.parquet."""
+        return {
+            "trial_id": self.trial_id, "model": self.model, "dataset": self.dataset, "protocol": self.protocol,
+            "level": self.level, "layer": self.layer, "layer_index": self.layer_index, "head": self.head,
+            "stream": self.stream, "mode": self.intervention.mode.value, "strength": self.intervention.strength,
+            "window_index": self.window_index, "t_start": self.window.t_start, "t_end": self.window.t_end,
+            "sites": [f"{site.layer}:{site.head}" for site in self.intervention.sites],
+        }  # fmt: skip
+
+    @property
+    def label(self) -> str:
+        """Short name for people: ``layer 2 head 3, zero, t 999-800, natural``."""
+        if self.level == "set":
+            where = " + ".join(f"{s.layer} head {s.head}" for s in self.intervention.sites)
+        else:
+            where = f"layer {self.layer_index}" + ("" if self.head == ALL_HEADS else f" head {self.head}")
+        return f"{where}, {self.intervention.mode.value}, t {self.window.t_start}-{self.window.t_end}, {self.dataset}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is swept: the loaded model, its attention layers, and the data sets at its size."""
+
+    denoiser: Denoiser
+    layers: tuple[AttentionLayer, ...]
+    data: Mapping[str, DataSet]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a sweep, in the order in which they are handed out."""
+
+    trials: tuple[Trial, ...]
+    timesteps: tuple[int, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame([t.row() for t in self.trials], columns=list(COLUMNS))
+
+    def rows(self) -> int:
+        """Rows (one image through the network once) that the trials and their baselines need."""
+        steps = len(self.timesteps)
+        return sum(trial_rows(t, steps) for t in self.trials) + self.baseline_rows()
+
+    def baseline_rows(self) -> int:
+        steps = len(self.timesteps)
+        passes = {(t.dataset, t.window, t.images) for t in self.trials if t.protocol == "denoise"}
+        trajectories = {(t.dataset, generated(t)) for t in self.trials if generated(t)}
+        return sum(n for _, _, n in passes) + sum(n * steps for _, n in trajectories)
+
+
+def generated(trial: Trial) -> int:
+    """Images the trial generates: its units under protocol ``sample``, otherwise the samples to look at."""
+    return trial.images if trial.protocol == "sample" else trial.samples
+
+
+def trial_rows(trial: Trial, steps: int) -> int:
+    return (trial.images if trial.protocol == "denoise" else 0) + generated(trial) * steps
+
+
+def default_run_name(config: Config, plan: Plan) -> str:
+    return f"{config.sweep.name}-{Path(config.model.name).name}-{plan.digest[:8]}"
+
+
+def make_plan(config: Config, subject: Subject) -> Plan:
+    """Expand the grid.
+
+    Raises:
+        ConfigError: a layer, head or window that the model or sampler does not have.
+    """
+    sweep = config.sweep
+    timesteps = tuple(int(t) for t in subject.denoiser.sampler(sweep.steps).timesteps)
+    layers = choose_layers(sweep.layers, subject.layers)
+    windows = choose_windows(sweep.windows, timesteps, subject.denoiser.train_timesteps)
+    modes = [Mode(m) for m in as_list(sweep.modes, "sweep.modes")]
+    _check_modes(config, modes, layers, windows, timesteps, subject)
+    trials: dict[str, Trial] = {}
+    for dataset in subject.data:
+        for protocol in as_list(sweep.protocols, "sweep.protocols"):
+            for window_index, window in enumerate(windows):
+                for layer in layers:
+                    for level, head in _heads(config, layer):
+                        for mode in modes:
+                            intervention = Intervention(mode, (Site(layer.name, head),), sweep.strength)
+                            trial = make_trial(
+                                config, subject, dataset, protocol, intervention, window, window_index, level=level
+                            )
+                            trials.setdefault(trial.trial_id, trial)
+    ordered = tuple(trials.values())
+    return Plan(ordered, timesteps, plan_digest(config, ordered))
+
+
+def plan_digest(config: Config, trials: Sequence[Trial]) -> str:
+    """Hash of the trials and of what is registered about their analysis before the run."""
+    registered = {"stats": [config.stats.name, config.stats.metric, config.stats.alpha, config.stats.margin]}
+    return _hash({"trials": sorted(t.trial_id for t in trials), **registered})
+
+
+def make_trial(
+    config: Config,
+    subject: Subject,
+    dataset: str,
+    protocol: str,
+    intervention: Intervention,
+    window: Window,
+    window_index: int,
+    *,
+    level: str,
+    images: int | None = None,
+) -> Trial:
+    """A trial with its content hash as id: everything that its numbers depend on, and nothing else."""
+    sweep, data = config.sweep, subject.data[dataset]
+    first = intervention.sites[0]
+    layer = next(known for known in subject.layers if known.name == first.layer)
+    images = sweep.images if images is None else images
+    content = {
+        "revision": subject.denoiser.revision, "dtype": config.model.dtype,
+        "data": _fingerprint(data, images), "label": data.label, "dataset": dataset, "protocol": protocol,
+        "mode": intervention.mode.value, "strength": intervention.strength,
+        "sites": sorted((s.layer, s.head) for s in intervention.sites),
+        "window": [window.t_start, window.t_end], "sampler": ["ddim", sweep.steps], "seed": sweep.seed,
+        "images": images, "samples": sweep.samples, "metrics": METRICS_VERSION,
+        "replacement": _replacement_fingerprint(intervention.mode, dataset, subject),
+    }  # fmt: skip
+    return Trial(
+        trial_id=_hash(content)[:16], model=config.model.name, dataset=dataset, protocol=protocol, level=level,
+        layer=layer.name, layer_index=layer.index, head=first.head if len(intervention.sites) == 1 else ALL_HEADS,
+        stream=layer.stream, intervention=intervention, window_index=window_index, window=window,
+        images=images, samples=sweep.samples,
+    )  # fmt: skip
+
+
+def choose_layers(value: Any, layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
+    """Layers by index, range, or module path."""
+    names = {layer.name: layer for layer in layers}
+    parts = [str(p) for p in as_list(value, "sweep.layers")]
+    if value != "all" and any(not p.replace("-", "").isdigit() for p in parts):
+        for part in parts:
+            if part not in names:
+                raise ConfigError(f"sweep.layers: the model has no layer {part!r}{nearest(part, names)}")
+        return [layer for layer in layers if layer.name in parts]
+    return [layers[i] for i in as_indices(value, len(layers), "sweep.layers")]
+
+
+def choose_windows(value: Any, timesteps: Sequence[int], train_timesteps: int) -> list[Window]:
+    """Equal ranges of training timesteps by count, or explicit [t_start, t_end] pairs; each must hold a sampler step."""
+    if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+        count = int(value)
+        if not 1 <= count <= len(timesteps):
+            raise ConfigError(f"sweep.windows: expected a count from 1 to {len(timesteps)} (sweep.steps), got {count}")
+        edges = [round(train_timesteps * i / count) for i in range(count + 1)]
+        windows = [Window(high - 1, low) for low, high in zip(edges, edges[1:], strict=False)][::-1]
+    else:
+        windows = [_pair(item, train_timesteps) for item in as_list(value, "sweep.windows")]
+    for window in windows:
+        if not window.select(timesteps):
+            middle = (window.t_start + window.t_end) / 2
+            near = min(timesteps, key=lambda t: abs(t - middle))
+            raise ConfigError(
+                f"sweep.windows: [{window.t_start}, {window.t_end}] holds no sampler step; the nearest is t={near} "
+                f"(sweep.steps={len(timesteps)} gives {', '.join(map(str, timesteps))})"
+            )
+    return windows
+
+
+def _pair(item: Any, train_timesteps: int) -> Window:
+    if not isinstance(item, (list, tuple)) or len(item) != 2 or not all(isinstance(t, int) for t in item):
+        raise ConfigError(f"sweep.windows: expected a count or a list of [t_start, t_end], got {item!r}")
+    t_start, t_end = item
+    if not train_timesteps > t_start >= t_end >= 0:
+        raise ConfigError(f"sweep.windows: expected {train_timesteps - 1} >= t_start >= t_end >= 0, got {list(item)}")
+    return Window(t_start, t_end)
+
+
+def _heads(config: Config, layer: AttentionLayer) -> list[tuple[str, int]]:
+    levels = as_list(config.sweep.levels, "sweep.levels")
+    heads = (
+        [("head", h) for h in as_indices(config.sweep.heads, layer.heads, "sweep.heads")] if "head" in levels else []
+    )
+    return heads + ([("layer", ALL_HEADS)] if "layer" in levels else [])
+
+
+def _check_modes(
+    config: Config,
+    modes: Sequence[Mode],
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[Window],
+    timesteps: Sequence[int],
+    subject: Subject,
+) -> None:
+    resampling = {Mode.resample, Mode.resample_across} & set(modes)
+    steps = max(len(w.select(timesteps)) for w in windows)
+    if resampling and config.sweep.images < 2 * steps:
+        raise ConfigError(
+            f"sweep.images: resample needs 2 images a sampler step of a window, {2 * steps} in all, got {config.sweep.images}"
+        )
+    if resampling and config.sweep.samples == 1:
+        raise ConfigError("sweep.samples: resample needs 0 or at least 2 samples, got 1")
+    if Mode.resample_across in modes and len(subject.data) < 2:
+        raise ConfigError(
+            f"sweep.modes: resample_across needs two data sets, data={config.data.name} has {len(subject.data)}"
+        )
+    for layer in layers:
+        if Mode.identity in modes and (layer.kind != "self" or layer.values is None):
+            raise ConfigError(
+                f"sweep.modes: identity needs self-attention with its own value projection; layer {layer.name} has none"
+            )
+
+
+def _fingerprint(data: DataSet, images: int) -> str:
+    return data.measured.take(range(images)).fingerprint()
+
+
+def _replacement_fingerprint(mode: Mode, dataset: str, subject: Subject) -> str | None:
+    """Of the images that the replacement is computed from, where those are not the measured ones."""
+    if mode is Mode.mean:
+        return subject.data[dataset].reference.fingerprint()
+    if mode is Mode.resample_across:
+        names = list(subject.data)
+        return subject.data[names[(names.index(dataset) + 1) % len(names)]].measured.fingerprint()
+    return None
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

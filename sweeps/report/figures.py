@@ -1,0 +1,123 @@
+"""The figures of a report, in the order in which the page shows them."""
+
+from collections.abc import Callable
+from typing import ParamSpec
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from sweeps.report import wording
+from sweeps.report.cell_grid import grid_axes
+from sweeps.report.drawing import Drawing
+from sweeps.report.heatmap import heatmap
+from sweeps.report.plots import contrast, contrast_pairs, forest, p_values, volcano
+from sweeps.report.run_directory import CALLED, RunDirectory
+from sweeps.report.theme import FIGURE_STYLE
+
+P = ParamSpec("P")
+
+_FOREST_ROWS = 20
+
+
+def draw_heatmaps(run: RunDirectory) -> list[Drawing]:
+    """One for each data set and stream; the modes below one another."""
+    grid_cells = run.cells[run.cells["level"].isin(["head", "layer"])]
+    if grid_cells.empty:
+        return []
+    axes = grid_axes(grid_cells)
+    variants = tuple(run.trials["variant"].drop_duplicates()[lambda names: names.isin(grid_cells["variant"])])
+    streams = sorted(grid_cells["stream"].unique())
+    tooltips = wording.tooltips(grid_cells, run.stats.confidence)
+    drawings = []
+    for position, dataset in enumerate(run.datasets):
+        for stream in streams:
+            part = grid_cells[(grid_cells["dataset"] == dataset) & (grid_cells["stream"] == stream)]
+            if part.empty:
+                continue
+            title = dataset if len(streams) == 1 else f"{dataset}, {stream or 'one'} stream"
+            called = int(part["verdict"].isin(CALLED).sum())
+            drawings.append(
+                Drawing(
+                    name=wording.slug("heatmap", position, dataset, *([stream] if len(streams) > 1 else [])),
+                    figure=_styled(heatmap, part, axes, variants),
+                    title=title,
+                    alt=f"Heatmap for {title}: layers by heads, a panel for each window, for {wording.listing(variants)}. "
+                    f"{called} of {len(part)} cells are coloured. The table of all trials has the same numbers.",
+                    caption="",
+                    tooltips=tooltips,
+                )
+            )
+    return drawings
+
+
+def draw_forest(run: RunDirectory) -> list[Drawing]:
+    top = run.cells[run.cells["level"] == "head"].head(_FOREST_ROWS)
+    top = top if len(top) else run.cells.head(_FOREST_ROWS)
+    if top.empty:
+        return []
+    first = next(top.itertuples())
+    return [
+        Drawing(
+            name="forest",
+            figure=_styled(forest, top, run.datasets, run.stats.margin),
+            title=f"The {len(top)} strongest head trials",
+            alt=f"Forest plot of the {len(top)} strongest head trials. First: {wording.site(first)} on {first.dataset}, "
+            f"{wording.effect(first, run.stats.confidence)}.",
+            caption=f"Point: percent degradation; line: its {run.stats.confidence} interval, not adjusted for the "
+            "selection: the top of a ranking is partly luck, so confirm it on fresh images. Grey band: the margin of "
+            "negligible effects.",
+        )
+    ]
+
+
+def draw_evidence(run: RunDirectory) -> list[Drawing]:
+    cells = run.cells
+    if cells["p"].notna().sum() < 2:
+        return []
+    below = int((cells["p"] < 0.05).sum())
+    return [
+        Drawing(
+            name="volcano",
+            figure=_styled(volcano, cells, run.datasets, run.stats.margin),
+            title="Effect against evidence",
+            alt=f"Volcano plot: percent degradation against minus log ten p for {len(cells)} trials.",
+            caption="Every trial; squares are whole layers. Large and certain effects are to the upper right; the grey band is the margin. The "
+            "test is one-sided: improvements lie at the bottom left. p cannot fall "
+            "below 2⁻ᴺ, which is where the top row stops.",
+        ),
+        Drawing(
+            name="p-values",
+            figure=_styled(p_values, cells["p"]),
+            title="All p-values together",
+            alt=f"Histogram and quantile plot of {len(cells)} p-values; {below} are below 0.05.",
+            caption="Dashed: what no effect anywhere would give. The band is pointwise 95% for independent trials; "
+            "these share images and a network, so it is a guide only.",
+        ),
+    ]
+
+
+def draw_contrasts(run: RunDirectory) -> list[Drawing]:
+    """The first data set against each of the others."""
+    drawings = []
+    for other in run.datasets[1:]:
+        first = run.datasets[0]
+        pairs = contrast_pairs(run.cells, first, other)
+        if len(pairs) < 2:
+            continue
+        drawings.append(
+            Drawing(
+                name=wording.slug("contrast", first, other),
+                figure=_styled(contrast, pairs, first, other, run.stats.margin),
+                title=f"{first} against {other}",
+                alt=f"Scatter of {len(pairs)} cells, {first} against {other}, and the heads with the widest gaps.",
+                caption="Left: each cell on both data sets; on the diagonal both are hurt alike. Right: the heads with "
+                "the widest gap, each in its widest cell, chosen because it is wide: see the table for tests.",
+            )
+        )
+    return drawings
+
+
+def _styled(draw: Callable[P, Figure], *inputs: P.args, **options: P.kwargs) -> Figure:
+    """Draw in the style of the report and leave the caller's matplotlib as it was."""
+    with matplotlib.rc_context(FIGURE_STYLE):
+        return draw(*inputs, **options)

@@ -1,0 +1,125 @@
+"""What the numbers say, in sentences made from them and from nothing else."""
+
+import math
+
+import pandas as pd
+from scipy.stats import norm, spearmanr
+
+from sweeps.report import wording
+from sweeps.report.plots import contrast_pairs
+from sweeps.report.run_directory import VERDICTS, RunDirectory
+
+_POWER = 0.8
+
+
+def key_findings(run: RunDirectory) -> list[str]:
+    if run.cells.empty:
+        return [f"No trial has an effect on {run.stats.metric} yet."]
+    found = [_verdicts(run)]
+    for dataset in run.datasets:
+        found.append(_strongest(run, dataset))
+    found.append(_when(run))
+    if len(run.datasets) > 1:
+        found.append(_agreement(run, *run.datasets[:2]))
+    if run.cells["variant"].nunique() > 1:
+        found.append(_modes(run))
+    found.append(_resolution(run))
+    return [sentence for sentence in found if sentence]
+
+
+def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
+    counts = cells["verdict"].value_counts()
+    return {verdict: int(counts.get(verdict, 0)) for verdict in VERDICTS}
+
+
+def detectable_percent(cells: pd.DataFrame, alpha: float) -> float:
+    """The degradation that half of these trials find with 80% power at the uncorrected alpha, one-sided.
+
+    From the spread between images, mean / d_z, and the normal approximation: a guide, not a guarantee.
+    """
+    spread = (cells["mean_log_ratio"] / cells["d_z"]).abs()
+    smallest = (norm.ppf(1 - alpha) + norm.ppf(_POWER)) * spread / cells["n"].pow(0.5)
+    return 100 * math.expm1(smallest[smallest.notna() & (smallest < math.inf)].median())
+
+
+def _verdicts(run: RunDirectory) -> str:
+    counts = verdict_counts(run.cells)
+    margin = 100 * math.expm1(run.stats.margin)
+    share = 100 * counts["inconclusive"] / len(run.cells)
+    return (
+        f"Of {wording.count(len(run.cells), 'trial')}, {counts['degraded']:,} degrade {run.stats.metric}, "
+        f"{counts['improved']:,} improve it, {counts['negligible']:,} are negligible (within about ±{margin:.3g}%) and "
+        f"{counts['inconclusive']:,} ({share:.0f}%) are inconclusive, at a false discovery rate of "
+        f"{100 * run.stats.alpha:g}%."
+    )
+
+
+def _strongest(run: RunDirectory, dataset: str) -> str:
+    here = run.cells[run.cells["dataset"] == dataset]
+    degraded = here[here["verdict"] == "degraded"]
+    if degraded.empty:
+        return f"On {dataset}, no trial is called degraded."
+    sentences = []
+    head = ["layer_index", "head", "stream"]
+    for level, noun in (("head", "head"), ("layer", "whole layer")):
+        top = next(degraded[degraded["level"] == level].itertuples(), None)
+        if top is None:
+            continue
+        distinct, tested = (len(cells[cells["level"] == level].drop_duplicates(head)) for cells in (degraded, here))
+        sentences.append(
+            f"{distinct:,} of {wording.count(tested, noun)} degrade it in some window; the strongest is "
+            f"{wording.site(top)} ({top.variant}, {wording.window(top)}) with {wording.effect(top, run.stats.confidence)}"
+        )
+    return f"On {dataset}, {'. '.join(sentences)}." if sentences else ""
+
+
+def _when(run: RunDirectory) -> str:
+    heads = run.cells[run.cells["level"] == "head"]
+    if heads["window_index"].nunique() < 2 or not (heads["verdict"] == "degraded").any():
+        return ""
+    share = (heads["verdict"] == "degraded").groupby(heads["window_index"]).agg(["sum", "size"])
+    index = (share["sum"] / share["size"]).idxmax()
+    window = wording.window(next(heads[heads["window_index"] == index].itertuples()))
+    return (
+        f"Heads matter most often at {window}: {int(share.loc[index, 'sum']):,} of "
+        f"{int(share.loc[index, 'size']):,} head trials in that window are degraded."
+    )
+
+
+def _agreement(run: RunDirectory, first: str, second: str) -> str:
+    pairs = contrast_pairs(run.cells, first, second)
+    pairs = pairs[pairs["level"] == "head"]
+    if len(pairs) < 3:
+        return ""
+    rho = spearmanr(pairs["mean_log_ratio_a"], pairs["mean_log_ratio_b"]).statistic
+    both = ((pairs["verdict_a"] == "degraded") & (pairs["verdict_b"] == "degraded")).sum()
+    either = ((pairs["verdict_a"] == "degraded") | (pairs["verdict_b"] == "degraded")).sum()
+    return (
+        f"Head effects on {first} and {second} have a rank correlation of {wording.decimal(rho)} over "
+        f"{wording.count(len(pairs), 'cell')}; {both:,} of the {either:,} cells degraded on either are degraded on both "
+        "(descriptive)."
+    )
+
+
+def _modes(run: RunDirectory) -> str:
+    """Zero alone may only show that the network was pushed off its distribution; several modes together say more."""
+    heads = run.cells[run.cells["level"] == "head"]
+    site = ["dataset", "layer_index", "head", "stream"]
+    modes = heads[heads["verdict"] == "degraded"].groupby(site)["variant"].nunique()
+    if modes.empty:
+        return ""
+    variants = heads["variant"].drop_duplicates().tolist()
+    return (
+        f"Of {wording.count(len(modes), 'head')} degraded on a data set by some mode, {(modes == len(variants)).sum():,} "
+        f"are degraded by each of {wording.listing(sorted(variants))}; {(modes == 1).sum():,} by one mode only."
+    )
+
+
+def _resolution(run: RunDirectory) -> str:
+    smallest = detectable_percent(run.cells, run.stats.alpha)
+    return (
+        f"Inconclusive does not mean no effect: before correction for the number of trials, half of these trials could "
+        f"find a degradation of {wording.percent(smallest)} with 80% power."
+        if math.isfinite(smallest)
+        else ""
+    )

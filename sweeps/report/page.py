@@ -1,0 +1,203 @@
+"""The page: everything above, put into the template."""
+
+import base64
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sweeps.report import wording
+from sweeps.report.drawing import Drawing, inline
+from sweeps.report.figures import draw_contrasts, draw_evidence, draw_forest, draw_heatmaps
+from sweeps.report.findings import detectable_percent, key_findings, verdict_counts
+from sweeps.report.run_directory import VERDICTS, RunDirectory, mapping, read_run
+from sweeps.report.samples import sample_gallery
+from sweeps.report.tables import comparison_rows, failure_rows, metric_rows, tally, trial_rows
+from sweeps.report.theme import DARK, LIGHT, css_variables
+
+TOP_ROWS = 30
+MAX_ROWS = 4_000  # of the table of all trials; the rest is in effects.parquet
+MAX_COMPARISONS = 200
+MAX_FAILURES = 100
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as the template needs it."""
+
+    drawing: Drawing
+    svg: Markup
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report/index.html and report/figures/ from the files of a run directory; return the path of the page."""
+    run = read_run(run_dir)
+    folder = run.path / "report"
+    page = render(run, folder / "figures")
+    path = folder / "index.html"
+    temporary = path.with_name(".index.html.part")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(run: RunDirectory, figures: Path) -> str:
+    """The page as text; writes the figures into the folder on the way."""
+
+    def shown(drawings: list[Drawing]) -> list[Figure]:
+        return [Figure(drawing, Markup(inline(drawing.save(figures), drawing))) for drawing in drawings]
+
+    script = _asset("table.js")
+    rows = trial_rows(run.cells)
+    is_head = run.cells["level"] == "head"
+    metrics, other_metrics = metric_rows(run)
+    return (
+        _environment()
+        .get_template("index.html.j2")
+        .render(
+            title=_title(run),
+            lead=_lead(run),
+            facts=_facts(run),
+            layers=_layers(run),
+            data=_data(run),
+            findings=key_findings(run),
+            counts=verdict_counts(run.cells),
+            verdicts=VERDICTS,
+            heatmaps=shown(draw_heatmaps(run)),
+            forest=shown(draw_forest(run)),
+            evidence=shown(draw_evidence(run)),
+            contrasts=shown(draw_contrasts(run)),
+            top_heads=trial_rows(run.cells[is_head].head(TOP_ROWS)),
+            top_others=trial_rows(run.cells[~is_head].head(TOP_ROWS // 2)),
+            rows=rows[:MAX_ROWS],
+            row_count=len(rows),
+            tally=tally(run) if rows else [],
+            gallery=sample_gallery(run),
+            metrics=metrics,
+            other_metrics=other_metrics if len(metrics) > 1 else [],
+            comparisons=comparison_rows(run, MAX_COMPARISONS),
+            comparison_count=len(run.comparisons),
+            failures=failure_rows(run)[:MAX_FAILURES],
+            failure_count=len(run.failures),
+            method=_method(run),
+            stats=run.stats,
+            style=Markup(_style()),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("sweeps.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("sweeps.report") / name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    light = f":root {{ {css_variables(LIGHT)} }}"
+    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }}"
+    return f"{light}\n{dark}\n{_asset('style.css')}"
+
+
+def _title(run: RunDirectory) -> str:
+    model = mapping(run.run.get("model"))
+    return str(model.get("name") or mapping(run.config.get("model")).get("name") or run.path.resolve().name)
+
+
+def _lead(run: RunDirectory) -> str:
+    """One sentence: what was ablated, where, when and how."""
+    trials = run.trials
+    layers = wording.count(trials.loc[trials["level"].isin(["head", "layer"]), "layer_index"].nunique(), "layer")
+    heads = trials[trials["level"] == "head"].groupby("layer_index")["head"].nunique()
+    parts = [
+        f"{layers} of {_range(heads.min(), heads.max())} heads" if len(heads) else layers,
+        wording.count(trials["window_index"].nunique(), "window"),
+        f"{wording.count(trials['variant'].nunique(), 'mode')} ({', '.join(trials['variant'].unique())})",
+        f"{wording.count(trials['dataset'].nunique(), 'data set')} ({', '.join(trials['dataset'].unique())})",
+    ]
+    return f"{wording.count(len(trials), 'trial')}: {wording.listing(parts)}." if len(trials) else "No trials."
+
+
+def _facts(run: RunDirectory) -> list[tuple[str, str]]:
+    """What was run, where and with what; a fact that run.json does not hold is left out."""
+    about, model, config = run.run, mapping(run.run.get("model")), run.config
+    when = " to ".join(str(about[key]) for key in ("started", "finished") if about.get(key))
+    took = f" ({wording.duration(float(about['seconds']))})" if about.get("seconds") else ""
+    size = f"{float(model['parameters']) / 1e6:.3g} M parameters" if model.get("parameters") else None
+    n = run.cells["n"]
+    facts = {
+        "Sweep": mapping(config.get("sweep")).get("name"),
+        "Model": ", ".join(str(part) for part in (model.get("path"), model.get("revision"), size) if part),
+        "Protocols": ", ".join(run.trials["protocol"].unique()),
+        "Images a trial": _range(int(n.min()), int(n.max())) if len(n) else None,
+        "Counts": wording.plain(mapping(about.get("counts"))),
+        "When": when + took,
+        "Machine": wording.plain(about["device"]) if about.get("device") else None,
+        "Seeds": wording.plain(about["seeds"]) if about.get("seeds") is not None else None,
+        "Versions": wording.plain(mapping(about.get("versions"))),
+        "Git commit": about.get("git_commit"),
+        "Command": wording.plain(about["command"]) if about.get("command") else None,
+    }
+    return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _layers(run: RunDirectory) -> list[tuple[str, str]]:
+    named = run.trials.drop_duplicates("layer_index").sort_values("layer_index")
+    named = named[named["level"].isin(["head", "layer"])]
+    return [(f"L{int(trial.layer_index)}", str(trial.layer)) for trial in named.itertuples()]
+
+
+def _data(run: RunDirectory) -> list[dict[str, str]]:
+    described = mapping(run.run.get("data"))
+    rows = []
+    for name in run.trials["dataset"].drop_duplicates():
+        about = mapping(described.get(name))
+        held_out = about.get("held_out")
+        rows.append(
+            {
+                "name": str(name),
+                "n": wording.plain(about.get("n")),
+                "status": "not stated" if held_out is None else "held out" if held_out else "seen in training",
+                "trained_on": str(about.get("trained_on") or ""),
+            }
+        )
+    return rows
+
+
+def _method(run: RunDirectory) -> dict[str, Any]:
+    """The figures that "Method and limits" quotes."""
+    n, cells = run.cells["n"], run.cells
+    smallest = detectable_percent(cells, run.stats.alpha) if len(cells) else math.nan
+    return {
+        "images": _range(int(n.min()), int(n.max())) if len(n) else "0",
+        "families": wording.count(len(cells.drop_duplicates(["layer_index", "window_index"])), "family").replace(
+            "familys", "families"
+        ),
+        "margin": f"{100 * math.expm1(run.stats.margin):.3g}",
+        "margin_low": f"{-100 * math.expm1(-run.stats.margin):.3g}",
+        "detectable": wording.percent(smallest),
+        "stopped_early": int(cells["stopped"].notna().sum()),
+        "futile": int((cells["stopped"] == "futile").sum()),
+        "protocol": str(cells["protocol"].iloc[0]) if len(cells) else "denoise",
+        "modes": [str(mode) for mode in cells["mode"].unique()],
+        "settings": wording.plain(mapping(run.config.get("stats"))),
+    }

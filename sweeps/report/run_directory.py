@@ -1,0 +1,149 @@
+"""The files of a run directory that the report reads, checked once at the door."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+VERDICTS = ("degraded", "improved", "negligible", "inconclusive")
+CALLED = ("degraded", "improved")  # the verdicts that are claims of an effect
+STOPPED = ("decided", "futile")
+
+REQUIRED_FILES = ("config.yaml", "run.json", "trials.parquet", "effects.parquet")
+TRIAL_COLUMNS = (
+    "trial_id", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength",
+    "window_index", "t_start", "t_end",
+)  # fmt: skip
+EFFECT_COLUMNS = (
+    "trial_id", "metric", "n", "mean_log_ratio", "percent", "ci_low", "ci_high", "d_z", "p", "q", "verdict",
+)  # fmt: skip
+COMPARISON_COLUMNS = ("name", "metric", "group", "estimate", "ci_low", "ci_high", "p", "q", "n_a", "n_b")
+FAILURE_COLUMNS = ("trial_id", "error", "traceback", "attempts")
+
+# What makes two trials the same cell, whatever the data set and the protocol.
+SITE_KEYS = ["level", "layer_index", "head", "stream", "sites"]
+CELL_KEYS = [*SITE_KEYS, "variant", "window_index"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What was registered under `stats` before the run. `margin` is on the log scale, `alpha` two-sided for CIs."""
+
+    metric: str = "noise_mse"
+    margin: float = 0.05
+    alpha: float = 0.05
+
+    @property
+    def confidence(self) -> str:
+        return f"{100 * (1 - self.alpha):g}%"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    path: Path
+    config: dict[str, Any]
+    run: dict[str, Any]
+    trials: pd.DataFrame
+    effects: pd.DataFrame
+    comparisons: pd.DataFrame
+    failures: pd.DataFrame
+    stats: Stats
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Effects on the primary metric with the columns of their trials, the strongest degradation first.
+
+        One protocol only: `denoise` where it was run, so that no cell is there twice.
+        """
+        metric_effects = self.effects[self.effects["metric"] == self.stats.metric]
+        joined = metric_effects.merge(self.trials, on="trial_id", how="left", validate="one_to_one")
+        protocols = joined["protocol"].unique().tolist()
+        if len(protocols) > 1:
+            joined = joined[joined["protocol"] == ("denoise" if "denoise" in protocols else protocols[0])]
+        order = joined.assign(called=joined["verdict"] == "degraded")
+        order = order.sort_values(["called", "mean_log_ratio"], ascending=False, kind="stable")
+        return order.drop(columns="called").reset_index(drop=True)
+
+    @cached_property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(self.cells["dataset"].drop_duplicates().sort_values(key=self._data_order))
+
+    def _data_order(self, names: pd.Series) -> pd.Series:
+        listed = list(mapping(self.run.get("data")))
+        return names.map(lambda name: (listed.index(name) if name in listed else len(listed), name))
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value if it is a mapping, else an empty one: optional parts of run.json and config.yaml may be absent."""
+    return value if isinstance(value, dict) else {}
+
+
+def read_run(path: Path) -> RunDirectory:
+    path = Path(path)
+    missing = [name for name in REQUIRED_FILES if not (path / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"no report without {', '.join(missing)} in {path} (mode=aggregate writes the effects)")
+    config = mapping(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    trials = _table(path / "trials.parquet", TRIAL_COLUMNS)
+    effects = _table(path / "effects.parquet", EFFECT_COLUMNS)
+    stats = _stats(mapping(config.get("stats")))
+    _check_effects(effects, trials, stats)
+    return RunDirectory(
+        path=path,
+        config=config,
+        run=mapping(json.loads((path / "run.json").read_text(encoding="utf-8"))),
+        trials=_with_variant(trials),
+        effects=effects if "stopped" in effects else effects.assign(stopped=None),
+        comparisons=_table(path / "comparisons.parquet", COMPARISON_COLUMNS, optional=True),
+        failures=_table(path / "failures.parquet", FAILURE_COLUMNS, optional=True),
+        stats=stats,
+    )
+
+
+def _table(path: Path, columns: tuple[str, ...], optional: bool = False) -> pd.DataFrame:
+    if optional and not path.is_file():
+        return pd.DataFrame(columns=list(columns))
+    table = pd.read_parquet(path)
+    absent = [column for column in columns if column not in table]
+    if absent:
+        raise ValueError(f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(table.columns)}")
+    return table
+
+
+def _stats(section: dict[str, Any]) -> Stats:
+    known = {key: section[key] for key in ("metric", "margin", "alpha") if section.get(key) is not None}
+    return Stats(**known)
+
+
+def _check_effects(effects: pd.DataFrame, trials: pd.DataFrame, stats: Stats) -> None:
+    unplanned = set(effects["trial_id"]) - set(trials["trial_id"])
+    if unplanned:
+        raise ValueError(
+            f"effects.parquet has {len(unplanned)} trials that trials.parquet lacks, such as {min(unplanned)}"
+        )
+    strange = set(effects["verdict"].dropna()) - set(VERDICTS)
+    if strange:
+        raise ValueError(f"expected the verdicts {', '.join(VERDICTS)}; got {', '.join(sorted(strange))}")
+    metrics = sorted(set(effects["metric"]))
+    if metrics and stats.metric not in metrics:
+        near = difflib.get_close_matches(stats.metric, metrics, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ValueError(f"stats.metric={stats.metric} is not in effects.parquet, which has {', '.join(metrics)}{hint}")
+
+
+def _with_variant(trials: pd.DataFrame) -> pd.DataFrame:
+    """Add `variant`: the mode, with its strength where the sweep ran that mode at several; `sites` as plain text;
+    no stream where there is only one."""
+    several = trials.groupby("mode")["strength"].transform("nunique") > 1
+    strengths = pd.to_numeric(trials["strength"]).map("{:g}".format)
+    variant = trials["mode"].astype(object).where(~several, trials["mode"].astype(object) + " " + strengths)
+    sites = trials["sites"] if "sites" in trials else pd.Series([None] * len(trials), index=trials.index)
+    text = sites.map(lambda site: "" if site is None or not hasattr(site, "__len__") else ", ".join(map(str, site)))
+    stream = trials["stream"].fillna("").astype(object)
+    stream = stream if stream.nunique() > 1 else ""
+    return trials.assign(variant=variant, sites=text.astype(object), stream=stream)

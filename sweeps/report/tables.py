@@ -1,0 +1,179 @@
+"""The rows of the page's tables: a value for sorting and a text for reading."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sweeps.report import wording
+from sweeps.report.findings import verdict_counts
+from sweeps.report.run_directory import CALLED, STOPPED, RunDirectory
+from sweeps.report.theme import bin_name
+
+
+@dataclass(frozen=True)
+class Number:
+    value: str  # six significant digits, or empty
+    text: str
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    rank: int
+    trial_id: str
+    site: str
+    level: str
+    mode: str
+    window: str
+    window_order: int
+    dataset: str
+    percent: Number
+    ci_low: Number
+    ci_high: Number
+    d_z: Number
+    p: Number
+    q: Number
+    n: int
+    verdict: str
+    stopped: str
+
+
+@dataclass(frozen=True)
+class TallyRow:
+    mode: str
+    dataset: str
+    level: str
+    total: int
+    verdicts: dict[str, int]
+    stopped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    trial: TrialRow
+    values: list[tuple[Number, str, str]]  # percent, verdict, colour bin
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    name: str
+    metric: str
+    group: str
+    estimate: Number
+    ci_low: Number
+    ci_high: Number
+    p: Number
+    q: Number
+    n_a: str
+    n_b: str
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    trial: str
+    error: str
+    traceback: str
+    attempts: str
+
+
+def trial_rows(cells: pd.DataFrame) -> list[TrialRow]:
+    """In the order given, which is the rank."""
+    return [_trial_row(rank, trial) for rank, trial in enumerate(cells.itertuples(), start=1)]
+
+
+def tally(run: RunDirectory) -> list[TallyRow]:
+    """Counts of verdicts and early stops for each mode, data set and level; then all together."""
+    parts = run.cells.groupby(["variant", "dataset", "level"], sort=False)
+    rows = [_tally_row(*map(str, names), part) for names, part in parts]
+    rows.sort(key=lambda row: (row.mode, run.datasets.index(row.dataset), row.level))
+    return [*rows, _tally_row("all", "all", "all", run.cells)]
+
+
+def metric_rows(run: RunDirectory, rows: int = 12) -> tuple[list[str], list[MetricRow]]:
+    """The metrics, and their effects for the strongest heads: each head once on each data set, in its strongest cell."""
+    heads = run.cells[run.cells["level"] == "head"].drop_duplicates(["dataset", "layer_index", "head", "stream"])
+    heads = heads.head(rows)
+    here = run.effects[run.effects["trial_id"].isin(heads["trial_id"])]
+    metrics = [run.stats.metric, *sorted(set(here["metric"]) - {run.stats.metric})]
+    effects = {(effect.trial_id, effect.metric): effect for effect in here.itertuples()}
+    return metrics, [
+        MetricRow(row, [_metric_value(effects.get((row.trial_id, metric))) for metric in metrics])
+        for row in trial_rows(heads)
+    ]
+
+
+def comparison_rows(run: RunDirectory, limit: int) -> list[ComparisonRow]:
+    """The surest first. A group that is a trial's id is written as that trial."""
+    names = _trial_names(run.trials, run.comparisons["group"])
+    ordered = run.comparisons.sort_values(["q", "p"], kind="stable").head(limit)
+    return [
+        ComparisonRow(
+            name=str(row.name),
+            metric=str(row.metric),
+            group=names.get(row.group, "" if row.group is None else str(row.group)),
+            estimate=_number(row.estimate, wording.number),
+            ci_low=_number(row.ci_low, wording.number),
+            ci_high=_number(row.ci_high, wording.number),
+            p=_number(row.p, wording.probability),
+            q=_number(row.q, wording.probability),
+            n_a=wording.number(row.n_a),
+            n_b=wording.number(row.n_b),
+        )
+        for row in ordered.itertuples()
+    ]
+
+
+def failure_rows(run: RunDirectory) -> list[FailureRow]:
+    names = _trial_names(run.trials, run.failures["trial_id"])
+    return [
+        FailureRow(
+            names.get(row.trial_id, str(row.trial_id)), str(row.error), str(row.traceback or ""), str(row.attempts)
+        )
+        for row in run.failures.itertuples()
+    ]
+
+
+def _trial_row(rank: int, trial: Any) -> TrialRow:
+    return TrialRow(
+        rank=rank,
+        trial_id=str(trial.trial_id),
+        site=wording.site(trial),
+        level=trial.level,
+        mode=trial.variant,
+        window=wording.window(trial),
+        window_order=int(trial.window_index),
+        dataset=trial.dataset,
+        percent=_number(trial.percent, wording.percent),
+        ci_low=_number(trial.ci_low, wording.percent),
+        ci_high=_number(trial.ci_high, wording.percent),
+        d_z=_number(trial.d_z, wording.decimal),
+        p=_number(trial.p, wording.probability),
+        q=_number(trial.q, wording.probability),
+        n=int(trial.n),
+        verdict=trial.verdict,
+        stopped=trial.stopped if isinstance(trial.stopped, str) else "",
+    )
+
+
+def _tally_row(mode: str, dataset: str, level: str, part: pd.DataFrame) -> TallyRow:
+    stopped = {reason: int((part["stopped"] == reason).sum()) for reason in STOPPED}
+    return TallyRow(mode, dataset, level, len(part), verdict_counts(part), stopped)
+
+
+def _metric_value(effect: Any) -> tuple[Number, str, str]:
+    if effect is None:
+        return Number("", "–"), "", "faint"
+    called = effect.verdict in CALLED
+    return _number(effect.percent, wording.percent), effect.verdict, bin_name(effect.percent) if called else "faint"
+
+
+def _trial_names(trials: pd.DataFrame, wanted: pd.Series) -> dict[str, str]:
+    return {
+        trial.trial_id: f"{wording.site(trial)}, {trial.variant}, {wording.window(trial)}, {trial.dataset}"
+        for trial in trials[trials["trial_id"].isin(wanted)].itertuples()
+    }
+
+
+def _number(value: Any, write: Any) -> Number:
+    value = float("nan") if value is None else float(value)
+    return Number(f"{value:.6g}" if value == value else "", write(value))

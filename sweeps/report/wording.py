@@ -1,0 +1,100 @@
+"""How numbers and trials are written, the same in the table, the figures and the sentences."""
+
+import math
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import pandas as pd
+
+from sweeps.report.cell_grid import WHOLE_LAYER
+
+MINUS = "−"
+
+
+def percent(value: float) -> str:
+    """+12.3%, −0.45%, +410%: three significant digits, a sign always."""
+    if not math.isfinite(value):
+        return "–"
+    digits = 2 if abs(value) < 1 else 1 if abs(value) < 100 else 0
+    return f"{value:+,.{digits}f}%".replace("-", MINUS)
+
+
+def interval(low: float, high: float) -> str:
+    return f"{percent(low)} to {percent(high)}"
+
+
+def decimal(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else "–"
+
+
+def probability(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listing(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def site(trial: Any) -> str:
+    """L3H5 for a head, L3 for a whole layer; the sites of a set; with the stream where there is one."""
+    if trial.level not in ("head", "layer"):
+        return trial.sites or f"{trial.level} {trial.layer}"
+    head = "" if trial.head == WHOLE_LAYER else f"H{int(trial.head)}"
+    stream = f" {trial.stream}" if trial.stream else ""
+    return f"L{int(trial.layer_index)}{head}{stream}"
+
+
+def window(trial: Any) -> str:
+    return f"t\u00a0{number(trial.t_start)}–{number(trial.t_end)}"
+
+
+def number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) or hasattr(value, "dtype") else str(value)
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def effect(trial: Any, confidence: str) -> str:
+    return f"{percent(trial.percent)} ({confidence} CI {interval(trial.ci_low, trial.ci_high)})"
+
+
+def tooltips(cells: pd.DataFrame, confidence: str) -> dict[str, str]:
+    return {
+        str(trial.trial_id): f"{site(trial)} · {trial.variant} · {window(trial)} · {trial.dataset}\n"
+        f"{effect(trial, confidence)}\n{trial.verdict}, q = {probability(trial.q)}, n = {int(trial.n)}"
+        for trial in cells.itertuples()
+    }
+
+
+def plain(value: Any) -> str:
+    """A value of run.json as text: nested lists and mappings flattened."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(inner) for inner in value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:,}"
+    return "–" if value is None else str(value)
+
+
+def slug(*parts: Hashable) -> str:
+    """A file name from names that may hold anything."""
+    text = "-".join(str(part) for part in parts)
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-").lower()[:80]
+
+
+def tick(value: int) -> str:
+    return f"{value:+,d}%".replace("-", MINUS) if value else "0"

@@ -1,0 +1,239 @@
+"""Follows a run directory and keeps its W&B runs up to date. Nothing here raises into a sweep or awaits a network."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sweeps.tracking.client import Target
+from sweeps.tracking.contents import Plan, group_of, group_run, trial_run
+from sweeps.tracking.ledger import Ledger
+from sweeps.tracking.measured import RecordIndex
+from sweeps.tracking.settings import TrackerSettings, TrackOutcome, one_line, resolve_mode
+from sweeps.tracking.summary import summary_run
+from sweeps.tracking.upload import Uploader, is_uploaded
+from sweeps.tracking.writer import RunWriter
+
+CHUNK = 256
+"""Trials reduced at once."""
+FOREVER = float("inf")
+
+
+def open_tracker(run_dir: str | Path, settings: TrackerSettings) -> Tracker:
+    """A tracker for a run directory with config.yaml and trials.parquet; else one that does nothing and says why."""
+    mode, note = resolve_mode(settings, os.environ)
+    if mode == "disabled":
+        return Tracker(TrackOutcome("disabled", message="W&B: disabled."))
+    if "://" in str(run_dir):
+        return Tracker(TrackOutcome("disabled", message=f"W&B: needs a local run directory, got {run_dir}."))
+    directory = Path(run_dir).absolute()
+    try:
+        plan = Plan.read(directory)
+        ledger = Ledger(directory)
+    except Exception as error:
+        reason = one_line(error)
+        return Tracker(TrackOutcome("disabled", failed=1, message=f"W&B: nothing logged; {reason}", errors=(reason,)))
+    return WandbTracker(plan, ledger, settings, mode, note)
+
+
+def track_from_records(run_dir: str | Path, settings: TrackerSettings) -> TrackOutcome:
+    """Log everything that is recorded and not logged yet (`mode=track`)."""
+    return open_tracker(run_dir, settings).finish()
+
+
+class Tracker:
+    """Call `trial_done` from any thread; `follow_once` now and then and `finish` at the end, from one thread.
+
+    This one tracks nothing, and its outcome says why.
+    """
+
+    def __init__(self, outcome: TrackOutcome) -> None:
+        self._outcome: TrackOutcome | None = outcome
+
+    @property
+    def mode(self) -> str:
+        return "disabled"
+
+    def trial_done(self, trial_id: str) -> None:
+        """The trial's measurements are in records/ and its sample grid, if it has one, is in samples/."""
+
+    def follow_once(self) -> int:
+        """Log the trials that are done and not logged yet; returns how many W&B runs were written."""
+        return 0
+
+    def finish(self) -> TrackOutcome:
+        """Log all that is recorded, then the summary, upload the rest, within about `finish_timeout`."""
+        assert self._outcome is not None
+        return self._outcome
+
+
+class WandbTracker(Tracker):
+    def __init__(self, plan: Plan, ledger: Ledger, settings: TrackerSettings, mode: str, note: str) -> None:
+        self._outcome = None
+        self._plan = plan
+        self._settings = settings
+        self._mode = mode
+        self._note = note
+        target = Target(plan.run_dir, settings.project, settings.entity, plan.name, settings.init_timeout)
+        self._writer = RunWriter(target, ledger)
+        self._index = RecordIndex(plan.run_dir / "records")
+        self._uploader = Uploader(target.wandb_dir, settings.upload_every)
+        self._uploader.add(self._left_on_disk())
+        self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._waiting: set[str] = set()
+        self._by_group = settings.granularity == "group" or (
+            settings.granularity == "auto" and len(plan.trials) > settings.max_trial_runs
+        )
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    def trial_done(self, trial_id: str) -> None:
+        self._done.put(trial_id)
+
+    def follow_once(self) -> int:
+        while not self._done.empty():
+            self._waiting.add(self._done.get())
+        written = self._guarded(lambda: self._log_recorded(self._ready, FOREVER)) or 0
+        self._upload(self._uploader.step)
+        return written
+
+    def finish(self) -> TrackOutcome:
+        if self._outcome is None:
+            deadline = time.monotonic() + self._settings.finish_timeout
+            self._guarded(lambda: self._log_recorded(self._recorded, deadline))
+            self._guarded(self._log_summary)
+            self._upload(lambda: self._uploader.drain(deadline))
+            self._outcome = self._make_outcome()
+            self._writer.close()
+        return self._outcome
+
+    # Which trials
+
+    def _recorded(self) -> list[str]:
+        return [trial for trial in self._plan.trials if trial in self._index.rows]
+
+    def _ready(self) -> list[str]:
+        """Trials that were called done; by group, those of the groups in which every trial was."""
+        known = [trial for trial in self._waiting if trial in self._index.rows and trial in self._plan.trials]
+        if not self._by_group:
+            self._waiting.difference_update(known)
+            return known
+        complete: list[str] = []
+        for key in {group_of(self._plan.trials[trial]) for trial in known}:
+            members = self._plan.groups[key]
+            if all(trial in self._index.rows for trial in members):
+                self._waiting.difference_update(members)
+                complete += members
+        return complete
+
+    # Logging
+
+    def _log_recorded(self, choose: Callable[[], list[str]], deadline: float) -> int:
+        self._index.scan()
+        log = self._log_groups if self._by_group else self._log_trials
+        return log(choose(), deadline)
+
+    def _log_trials(self, trials: Iterable[str], deadline: float) -> int:
+        plan, rows, written = self._plan, self._index.rows, 0
+        new = [trial for trial in trials if not self._writer.has(plan.trial_id(trial), str(rows[trial]))]
+        new = self._index.in_order(new)
+        for start in range(0, len(new), CHUNK):
+            measured = self._index.measure(new[start : start + CHUNK])
+            for trial, found in measured.items():
+                if self._writer.gave_up or time.monotonic() > deadline:
+                    return written
+                written += self._write(trial_run(plan, trial, found, self._settings.samples))
+        return written
+
+    def _log_groups(self, trials: Iterable[str], deadline: float) -> int:
+        plan, rows, written = self._plan, self._index.rows, 0
+        groups: dict[tuple[Any, ...], list[str]] = {}
+        for trial in trials:
+            groups.setdefault(group_of(plan.trials[trial]), []).append(trial)
+        for key, members in groups.items():
+            if self._writer.gave_up or time.monotonic() > deadline:
+                return written
+            if not self._writer.has(plan.group_id(key), str(sum(rows[trial] for trial in members))):
+                written += self._write(group_run(plan, key, self._index.measure(members), self._settings.samples))
+        return written
+
+    def _log_summary(self) -> None:
+        self._write(summary_run(self._plan, len(self._recorded()), self._settings.samples), patience=2)
+
+    def _write(self, *arguments: Any, **options: Any) -> int:
+        folder = self._writer.write(*arguments, **options)
+        if folder is None:
+            return 0
+        self._uploader.add([folder])
+        return 1
+
+    def _guarded(self, function: Callable[[], Any]) -> Any:
+        if self._writer.gave_up:
+            return None
+        try:
+            return function()
+        except Exception as error:
+            self._writer.count(error)
+            return None
+
+    # Uploading
+
+    def _upload(self, some: Callable[[], list[Path]]) -> None:
+        if self._mode != "online":
+            return
+        try:
+            self._mark_uploaded(some())
+        except OSError as error:
+            self._uploader.failure = one_line(error)
+        if self._uploader.failure:
+            self._mode, self._note = "offline", f"Uploading stopped: {self._uploader.failure}"
+
+    def _mark_uploaded(self, folders: Iterable[Path]) -> None:
+        ledger = self._writer.ledger
+        paths = {folder.relative_to(self._plan.run_dir).as_posix() for folder in folders}
+        for entry in [entry for entry in ledger.entries.values() if entry.path in paths]:
+            ledger.add(replace(entry, uploaded=True))
+
+    def _left_on_disk(self) -> list[Path]:
+        """Runs of earlier calls that were not uploaded. The ledger learns of those that were, by hand, since."""
+        entries = [entry for entry in self._writer.ledger.entries.values() if not entry.uploaded]
+        folders = [folder for entry in entries if (folder := self._plan.run_dir / entry.path).is_dir()]
+        uploaded = [folder for folder in folders if is_uploaded(folder)]
+        self._mark_uploaded(uploaded)
+        return [folder for folder in folders if folder not in uploaded]
+
+    # The outcome
+
+    def _make_outcome(self) -> TrackOutcome:
+        entries = self._writer.ledger.entries.values()
+        kind = "group-" if self._by_group else "trial-"
+        logged = sum(entry.trials for entry in entries if entry.run.startswith(kind))
+        outcome = TrackOutcome(
+            mode=self._mode,
+            logged=logged,
+            pending=max(0, len(self._recorded()) - logged),
+            failed=len(self._writer.errors),
+            uploaded=sum(entry.uploaded for entry in entries),
+            errors=tuple(dict.fromkeys(self._writer.errors))[:10],
+            directory=self._writer.target.wandb_dir,
+        )
+        return replace(outcome, message=self._message(outcome, len(entries)))
+
+    def _message(self, outcome: TrackOutcome, runs: int) -> str:
+        lines = [f"W&B: {outcome.logged} trials in {runs} runs, {outcome.uploaded} uploaded."]
+        if self._note:
+            lines.append(self._note)
+        lines.append(f"Look:   wandb leet {outcome.directory}")
+        if outcome.uploaded < runs:
+            lines.append(f"Upload: wandb sync {outcome.directory}")
+        if outcome.pending or outcome.failed:
+            why = f" ({outcome.errors[0]})" if outcome.errors else ""
+            lines.append(f"{outcome.pending} trials are not logged{why}: mode=track logs them from the records.")
+        return "\n".join(lines)
