@@ -1,23 +1,25 @@
 """Run interventions on a denoiser, under two protocols, many interventions as rows of one forward.
 
-``denoise``: an image is noised to a timestep of the window with its own fixed noise; the errors of the prediction are measured.
+``denoise``: an image is noised to a timestep of the window with its own fixed noise; the errors of the prediction count.
 ``sample``: an image is generated from its own fixed seed, with the intervention during the window's sampler steps.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from circuits.batches import Batches
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser
 from circuits.hooks import capture_inputs
 from circuits.interventions import Intervention, Mode
 from circuits.metrics import denoise_metrics
+from circuits.naming import nearest
 from circuits.references import MeanReferences, donors
 from circuits.rows import Replacement, intervened
 from circuits.seeds import normal_per_index
@@ -25,6 +27,9 @@ from circuits.sites import AttentionLayer
 
 REFERENCE_ROWS = 32
 _CLEAN_PASSES_KEPT = 4
+
+Activations = dict[str, Float[torch.Tensor, "units tokens width"]]
+"""Clean inputs of the sites by layer name."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Window:
         if not self.t_start >= self.t_end >= 0:
             raise ValueError(f"a window runs from t_start down to t_end >= 0, got [{self.t_start}, {self.t_end}]")
 
-    def __contains__(self, t: object) -> bool:
-        return isinstance(t, int) and self.t_end <= t <= self.t_start
+    def __contains__(self, t: int) -> bool:
+        return self.t_end <= t <= self.t_start
 
     def select(self, timesteps: Sequence[int]) -> list[int]:
         """The sampler's timesteps that lie inside."""
@@ -48,7 +53,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Paired:
-    """One metric, baseline ``[units]`` and ablated ``[interventions, units]``, on the same images and noise."""
+    """One metric without and with interventions, on the same images and noise."""
 
     baseline: Float[torch.Tensor, " units"]
     ablated: Float[torch.Tensor, "interventions units"]
@@ -56,26 +61,26 @@ class Paired:
 
 @dataclass(frozen=True)
 class Generated:
-    """Images of the same seeds without (``[seeds, c, h, w]``) and with interventions (``[interventions, seeds, c, h, w]``)."""
+    """Images of the same seeds without and with interventions; pixels in about [-1, 1]."""
 
-    baseline: torch.Tensor
-    ablated: torch.Tensor
+    baseline: Float[torch.Tensor, "seeds c h w"]
+    ablated: Float[torch.Tensor, "interventions seeds c h w"]
 
 
 @dataclass(frozen=True)
 class _CleanPass:
-    """Unablated predictions of a data set in a window: the metrics, and the sites' activations ``[units, tokens, width]``."""
+    """Unablated predictions of a data set in a window: the metrics per unit, and the sites' activations."""
 
     metrics: dict[str, torch.Tensor]
-    activations: dict[str, torch.Tensor]
+    activations: Activations
 
 
 @dataclass(frozen=True)
 class _Trajectory:
-    """Unablated generation: the image, and per step the activations of every layer."""
+    """Unablated generation: the images and, where they were asked for, the sites' activations at every step."""
 
     images: torch.Tensor
-    activations: list[dict[str, torch.Tensor]]
+    activations: list[Activations] | None
 
 
 class Engine:
@@ -85,6 +90,9 @@ class Engine:
         data: data sets by name, at the denoiser's size.
         steps: steps of the sampler; windows are sets of these steps in both protocols.
         rows: rows of a forward; halved, for good, when the device runs out of memory.
+
+    Raises:
+        ValueError: a data set that does not fit the model: size, colour mode or label.
     """
 
     def __init__(
@@ -101,62 +109,75 @@ class Engine:
         self.layers = {layer.name: layer for layer in layers}
         self.data = data
         self.seed = seed
-        self.rows = rows
-        self.rows_run = 0
         self.sampler = denoiser.sampler(steps)
         self.timesteps = [int(t) for t in self.sampler.timesteps]
+        self._batches = Batches(rows)
+        self._names = {layer.projection: layer.name for layer in layers}
         self._means = MeanReferences(denoiser, layers, seed, min(rows, REFERENCE_ROWS))
         self._clean: OrderedDict[tuple[str, Window, int], _CleanPass] = OrderedDict()
         self._trajectories: OrderedDict[tuple[str, int, int], _Trajectory] = OrderedDict()
+        for data_set in data.values():
+            _check_fits(denoiser, data_set)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a forward, at most."""
+        return self._batches.rows
+
+    @property
+    def rows_run(self) -> int:
+        """Rows that went through the network so far, without those of mean references."""
+        return self._batches.rows_run
 
     # denoise
 
-    def unit_timesteps(self, window: Window, n: int) -> torch.Tensor:
-        """Timestep of each of n units: the window's sampler steps in turn, so that each is used equally often."""
-        steps = window.select(self.timesteps)
-        if not steps:
-            raise ValueError(f"window [{window.t_start}, {window.t_end}] holds none of the steps {self.timesteps}")
+    def unit_timesteps(self, window: Window, n: int) -> Int[torch.Tensor, " n"]:
+        """Timestep of each of n units: the window's sampler steps in turn, so that each is used equally often.
+
+        Raises:
+            ValueError: the window holds no step of the sampler.
+        """
+        steps = self._steps(window)
         return torch.tensor(steps)[torch.arange(n) % len(steps)]
 
     def denoise(self, dataset: str, window: Window, interventions: Sequence[Intervention], n: int) -> dict[str, Paired]:
         """Errors of the one-step prediction for the data set's first n images; every metric, per image.
 
+        Image i has the same timestep, noise and numbers whatever n, except under the two resample modes, whose donors are drawn
+        among the n images.
+
         Raises:
+            ValueError: a data set, site, mode or number of images that is not there.
             FloatingPointError: a metric is not finite.
         """
-        data = self.data[dataset]
+        data = self._checked(dataset, interventions, n)
         clean = self._clean_pass(data, window, n)
-        t = self.unit_timesteps(window, n)
-        x0 = data.measured.images[:n]
-        noise = self._noise(data, n)
+        t, x0, noise = self.unit_timesteps(window, n), data.measured.images[:n], self._noise(data, n)
         replacements = self._denoise_replacements(data, window, n, interventions)
-        pairs = [(v, u) for v in range(len(interventions)) for u in range(n)]
-        found: dict[str, torch.Tensor] = {}
 
-        def run(chunk: list[tuple[int, int]]) -> None:
-            units = [u for _, u in chunk]
-            chosen = [interventions[v] for v, _ in chunk]
+        def forward(pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+            units = [unit for _, unit in pairs]
+            chosen = [interventions[variant] for variant, _ in pairs]
             with intervened(self.denoiser, self.layers, chosen, units, replacements):
-                measured = self._predict(data, x0[units], noise[units], t[units])
-            variants = torch.tensor([v for v, _ in chunk])
-            for name, values in measured.items():
-                table = found.setdefault(name, torch.full((len(interventions), n), torch.nan))
-                table[variants, torch.tensor(units)] = values.cpu()
+                return self._predict(data, x0[units], noise[units], t[units])
 
-        self._in_batches(pairs, run)
-        for name, table in found.items():
-            if not table.isfinite().all():
-                raise FloatingPointError(
-                    f"metric {name} is not finite for {int((~table.isfinite()).sum())} of {table.numel()} rows"
-                )
-        return {name: Paired(clean.metrics[name], table) for name, table in found.items()}
+        parts = self._batches.run(_variant_major(len(interventions), n), forward)
+        found = {
+            name: Paired(values, torch.cat([values[:0], *(part[name] for part in parts)]).view(len(interventions), n))
+            for name, values in clean.metrics.items()
+        }
+        for name, pair in found.items():
+            _check_finite(f"metric {name} of the unablated model", pair.baseline)
+            _check_finite(f"metric {name}", pair.ablated)
+        return found
 
     def _predict(
         self, data: DataSet, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Float[torch.Tensor, " rows"]]:
         prediction = self.denoiser(self.denoiser.add_noise(x0, noise, t), t, data.labels(len(t)))
         error = self.denoiser.noise_error(prediction, x0, noise, t)
-        return denoise_metrics(error, prediction.x0, x0.to(prediction.x0.device))
+        measured = denoise_metrics(error, prediction.x0, x0.to(prediction.x0.device))
+        return {name: values.cpu() for name, values in measured.items()}
 
     def _noise(self, data: DataSet, n: int) -> torch.Tensor:
         return normal_per_index(self.seed, f"noise/{data.name}", list(range(n)), data.measured.images.shape[1:])
@@ -167,94 +188,72 @@ class Engine:
             self._clean.move_to_end(key)
             return self._clean[key]
         t, x0, noise = self.unit_timesteps(window, n), data.measured.images[:n], self._noise(data, n)
-        by_path = {layer.projection: layer.name for layer in self.layers.values()}
-        metrics: dict[str, list[torch.Tensor]] = {}
-        activations: dict[str, list[torch.Tensor]] = {}
 
-        def run(chunk: list[int]) -> None:
-            with capture_inputs(self.denoiser.network, list(by_path)) as seen:
-                measured = self._predict(data, x0[chunk], noise[chunk], t[chunk])
-            for name, values in measured.items():
-                metrics.setdefault(name, []).append(values.cpu())
-            for path, activation in seen.items():
-                activations.setdefault(by_path[path], []).append(activation)
+        def forward(units: list[int]) -> tuple[dict[str, torch.Tensor], Activations]:
+            with capture_inputs(self.denoiser.network, list(self._names)) as seen:
+                measured = self._predict(data, x0[units], noise[units], t[units])
+            return measured, self._by_name(seen)
 
-        self._in_batches(list(range(n)), run)
-        clean = _CleanPass(
-            {name: torch.cat(parts) for name, parts in metrics.items()},
-            {name: torch.cat(parts) for name, parts in activations.items()},
-        )
-        self._clean[key] = clean
-        if len(self._clean) > _CLEAN_PASSES_KEPT:
-            self._clean.popitem(last=False)
+        parts = self._batches.run(range(n), forward)
+        clean = _CleanPass(_concatenated([m for m, _ in parts]), _concatenated([a for _, a in parts]))
+        _keep(self._clean, key, clean)
         return clean
 
     def _denoise_replacements(
         self, data: DataSet, window: Window, n: int, interventions: Sequence[Intervention]
     ) -> dict[Mode, Replacement]:
+        """What each mode in use puts in place, computed before the forwards that use it."""
         modes = {i.mode for i in interventions}
         replacements: dict[Mode, Replacement] = {}
-        steps = window.select(self.timesteps)
+        steps = self._steps(window)
         if Mode.mean in modes:
-            # Before the forward that uses them: computing them is a forward of its own, without edits.
             tables = {
                 name: torch.stack([self._means.mean(data, step, layer) for step in steps])
                 for name, layer in self.layers.items()
             }
-
-            def mean(layer: AttentionLayer, units: torch.Tensor) -> torch.Tensor:
-                return tables[layer.name][(units % len(steps)).to(self.denoiser.device)]
-
-            replacements[Mode.mean] = mean
-        for mode, source in ((Mode.resample, data), (Mode.resample_across, self._other(data))):
-            if mode in modes:
-                clean, donor = self._clean_pass(source, window, n), donors(n, len(steps), self.seed)
-
-                def resample(
-                    layer: AttentionLayer,
-                    units: torch.Tensor,
-                    clean: _CleanPass = clean,
-                    donor: torch.Tensor = donor,
-                ) -> torch.Tensor:
-                    activations = clean.activations[layer.name]
-                    return activations[donor[units].to(activations.device)]
-
-                replacements[mode] = resample
+            # Unit u is at step u mod len(steps), as in unit_timesteps.
+            replacements[Mode.mean] = lambda layer, units: _rows_of(tables[layer.name], units % len(steps))
+        for mode in modes & {Mode.resample, Mode.resample_across}:
+            clean = self._clean_pass(self._source(data, mode), window, n)
+            replacements[mode] = _from_donors(clean.activations, donors(n, len(steps), self.seed))
         return replacements
-
-    def _other(self, data: DataSet) -> DataSet:
-        """The data set that cross-resampling borrows from: the next one in the configuration."""
-        names = list(self.data)
-        return self.data[names[(names.index(data.name) + 1) % len(names)]]
 
     # sample
 
     def sample(
         self, dataset: str, window: Window, interventions: Sequence[Intervention], seeds: int, first_seed: int = 0
     ) -> Generated:
-        """Generate ``seeds`` images per intervention, intervening at the window's steps only."""
-        data = self.data[dataset]
+        """Generate ``seeds`` images per intervention, intervening at the window's steps only.
+
+        Image i depends on seed ``first_seed + i`` alone, except under the two resample modes, whose donors are drawn among the
+        images generated together.
+
+        Raises:
+            ValueError: a data set, site or mode that is not there, or a window without a step of the sampler.
+            FloatingPointError: a generated pixel is not finite.
+        """
+        data = self._checked(dataset, interventions)
+        inside = self._steps(window)
+        replacements = self._sample_replacements(data, inside, seeds, first_seed, interventions)
         clean = self._trajectory(data, seeds, first_seed)
         start = self._latents(data, seeds, first_seed)
-        pairs = [(v, u) for v in range(len(interventions)) for u in range(seeds)]
-        images = torch.empty(len(interventions), *start.shape)
 
-        def run(chunk: list[tuple[int, int]]) -> None:
-            units = [u for _, u in chunk]
-            chosen = [interventions[v] for v, _ in chunk]
+        def forward(pairs: list[tuple[int, int]]) -> torch.Tensor:
+            units = [unit for _, unit in pairs]
+            chosen = [interventions[variant] for variant, _ in pairs]
             x = start[units].to(self.denoiser.device)
-            for step, t in enumerate(self.timesteps):
+            for t in self.timesteps:
                 if t in window:
-                    replacements = self._sample_replacements(data, step, seeds, first_seed, chosen)
-                    with intervened(self.denoiser, self.layers, chosen, units, replacements):
+                    with intervened(self.denoiser, self.layers, chosen, units, replacements[t]):
                         x = self._step(data, x, t)
                 else:
                     x = self._step(data, x, t)
-            images[torch.tensor([v for v, _ in chunk]), torch.tensor(units)] = x.cpu()
+            return x.cpu()
 
-        self._in_batches(pairs, run, forwards=len(self.timesteps))
-        if not images.isfinite().all():
-            raise FloatingPointError("a generated image is not finite")
+        parts = self._batches.run(_variant_major(len(interventions), seeds), forward, forwards=len(self.timesteps))
+        images = torch.cat([start[:0], *parts]).view(len(interventions), *start.shape)
+        _check_finite("pixels generated by the unablated model", clean.images)
+        _check_finite("generated pixels", images)
         return Generated(clean.images, images)
 
     def _step(self, data: DataSet, x: torch.Tensor, t: int) -> torch.Tensor:
@@ -265,65 +264,120 @@ class Engine:
         shape = (self.denoiser.channels, self.denoiser.size, self.denoiser.size)
         return normal_per_index(self.seed, f"latents/{data.name}", list(range(first_seed, first_seed + seeds)), shape)
 
-    def _trajectory(self, data: DataSet, seeds: int, first_seed: int) -> _Trajectory:
+    def _trajectory(self, data: DataSet, seeds: int, first_seed: int, activations: bool = False) -> _Trajectory:
         key = (data.name, seeds, first_seed)
-        if key not in self._trajectories:
-            by_path = {layer.projection: layer.name for layer in self.layers.values()}
-            x = self._latents(data, seeds, first_seed).to(self.denoiser.device)
-            activations = []
+        kept = self._trajectories.get(key)
+        if kept is not None and (kept.activations is not None or not activations):
+            self._trajectories.move_to_end(key)
+            return kept
+        start = self._latents(data, seeds, first_seed)
+        # Activations of every step are large, so they are kept for the modes that need them only.
+        paths = list(self._names) if activations else []
+
+        def forward(units: list[int]) -> tuple[torch.Tensor, list[Activations]]:
+            x, per_step = start[units].to(self.denoiser.device), []
             for t in self.timesteps:
-                with capture_inputs(self.denoiser.network, list(by_path)) as seen:
+                with capture_inputs(self.denoiser.network, paths) as seen:
                     x = self._step(data, x, t)
-                activations.append({by_path[path]: activation for path, activation in seen.items()})
-            self.rows_run += len(x) * len(self.timesteps)
-            self._trajectories[key] = _Trajectory(x.cpu(), activations)
-            if len(self._trajectories) > _CLEAN_PASSES_KEPT:
-                self._trajectories.popitem(last=False)
-        return self._trajectories[key]
+                per_step.append(self._by_name(seen))
+            return x.cpu(), per_step
+
+        parts = self._batches.run(range(seeds), forward, forwards=len(self.timesteps))
+        steps = [_concatenated([p[step] for _, p in parts]) for step in range(len(self.timesteps))]
+        trajectory = _Trajectory(torch.cat([x for x, _ in parts]), steps if activations else None)
+        _keep(self._trajectories, key, trajectory)
+        return trajectory
 
     def _sample_replacements(
-        self, data: DataSet, step: int, seeds: int, first_seed: int, interventions: Sequence[Intervention]
-    ) -> dict[Mode, Replacement]:
+        self, data: DataSet, steps: Sequence[int], seeds: int, first_seed: int, interventions: Sequence[Intervention]
+    ) -> dict[int, dict[Mode, Replacement]]:
+        """What each mode in use puts in place at each step, computed before the forwards that use it."""
         modes = {i.mode for i in interventions}
-        replacements: dict[Mode, Replacement] = {}
-        if Mode.mean in modes:
-            means = {name: self._means.mean(data, self.timesteps[step], layer) for name, layer in self.layers.items()}
-
-            def mean(layer: AttentionLayer, units: torch.Tensor) -> torch.Tensor:
-                return means[layer.name].expand(len(units), -1, -1)
-
-            replacements[Mode.mean] = mean
-        for mode, source in ((Mode.resample, data), (Mode.resample_across, self._other(data))):
-            if mode in modes:
-                activations = self._trajectory(source, seeds, first_seed).activations[step]
-                donor = donors(seeds, 1, self.seed)
-
-                def resample(
-                    layer: AttentionLayer,
-                    units: torch.Tensor,
-                    activations: dict[str, torch.Tensor] = activations,
-                    donor: torch.Tensor = donor,
-                ) -> torch.Tensor:
-                    there = activations[layer.name]
-                    return there[donor[units].to(there.device)]
-
-                replacements[mode] = resample
+        replacements: dict[int, dict[Mode, Replacement]] = {t: {} for t in steps}
+        for t in steps if Mode.mean in modes else ():
+            means = {name: self._means.mean(data, t, layer)[None] for name, layer in self.layers.items()}
+            replacements[t][Mode.mean] = lambda layer, units, means=means: _rows_of(means[layer.name], units * 0)
+        for mode in modes & {Mode.resample, Mode.resample_across}:
+            trajectory = self._trajectory(self._source(data, mode), seeds, first_seed, activations=True)
+            assert trajectory.activations is not None
+            donor = donors(seeds, 1, self.seed)
+            for t in steps:
+                replacements[t][mode] = _from_donors(trajectory.activations[self.timesteps.index(t)], donor)
         return replacements
 
-    # rows
+    # both
 
-    def _in_batches(self, items: list, run: Callable[[list], None], forwards: int = 1) -> None:
-        """Call ``run`` on consecutive pieces of at most ``rows`` items; out of memory halves the rows and repeats the piece."""
-        start = 0
-        while start < len(items):
-            piece = items[start : start + self.rows]
-            try:
-                run(piece)
-            except torch.OutOfMemoryError:
-                if self.rows == 1:
-                    raise
-                self.rows = max(1, self.rows // 2)
-                torch.cuda.empty_cache()
-                continue
-            self.rows_run += len(piece) * forwards
-            start += len(piece)
+    def _steps(self, window: Window) -> list[int]:
+        steps = window.select(self.timesteps)
+        if not steps:
+            raise ValueError(f"window [{window.t_start}, {window.t_end}] holds none of the steps {self.timesteps}")
+        return steps
+
+    def _source(self, data: DataSet, mode: Mode) -> DataSet:
+        """The data set that a resample mode borrows from: itself, or across, the next one in the configuration."""
+        if mode is Mode.resample:
+            return data
+        names = list(self.data)
+        return self.data[names[(names.index(data.name) + 1) % len(names)]]
+
+    def _by_name(self, seen: Mapping[str, torch.Tensor]) -> Activations:
+        return {self._names[path]: activation for path, activation in seen.items()}
+
+    def _checked(self, dataset: str, interventions: Sequence[Intervention], n: int | None = None) -> DataSet:
+        if dataset not in self.data:
+            raise ValueError(f"no data set {dataset!r}{nearest(dataset, self.data)}")
+        data = self.data[dataset]
+        heads = {name: layer.heads for name, layer in self.layers.items()}
+        for intervention in interventions:
+            intervention.heads_by_layer(heads)
+        across = any(i.mode is Mode.resample_across for i in interventions)
+        if across and len(self.data) < 2:
+            raise ValueError(f"resample_across needs two data sets, there is {dataset!r} only")
+        for source in [data, *([self._source(data, Mode.resample_across)] if across else [])]:
+            if n is not None and not 1 <= n <= len(source.measured):
+                raise ValueError(f"data set {source.name!r} has {len(source.measured)} images to measure, got n={n}")
+        return data
+
+
+def _check_fits(denoiser: Denoiser, data: DataSet) -> None:
+    expected = (denoiser.channels, denoiser.size, denoiser.size)
+    for images in (data.measured.images, data.reference.images):
+        if tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"data set {data.name!r} has images of {tuple(images.shape[1:])}, {denoiser.name} takes {expected}"
+            )
+    if denoiser.classes and not (data.label is not None and 0 <= data.label < denoiser.classes):
+        raise ValueError(
+            f"data set {data.name!r} has label {data.label}, {denoiser.name} knows 0 to {denoiser.classes - 1}"
+        )
+
+
+def _check_finite(what: str, values: torch.Tensor) -> None:
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        raise FloatingPointError(f"{what}: {bad} of {values.numel()} are not finite")
+
+
+def _variant_major(variants: int, units: int) -> list[tuple[int, int]]:
+    """(variant, unit) of every row, so that the rows of all results are ``[variants, units]``, flat."""
+    return [(variant, unit) for variant in range(variants) for unit in range(units)]
+
+
+def _concatenated(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rows_of(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return table[rows.to(table.device)]
+
+
+def _from_donors(activations: Activations, donor: Int[torch.Tensor, " units"]) -> Replacement:
+    return lambda layer, units: _rows_of(activations[layer.name], donor[units])
+
+
+def _keep(cache: OrderedDict, key: object, value: object) -> None:
+    """Put into a cache that forgets the least recently used."""
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > _CLEAN_PASSES_KEPT:
+        cache.popitem(last=False)

@@ -3,93 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
+"""Input of a module -> what it gets instead; a pure function."""
+
+KernelEdit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(output, value) of an attention kernel, each ``[rows, heads, tokens, head_dim]`` -> what it returns instead."""
 
 
 @contextmanager
 def edit_inputs(network: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Replace the first input of the named modules by ``edit(input)``; ``edits`` maps module paths to pure functions."""
-    handles = []
-    try:
+    """Replace the first input of the named modules by ``edit(input)``."""
+    with ExitStack() as stack:
         for path, edit in edits.items():
-            handles.append(network.get_submodule(path).register_forward_pre_hook(_replacing_first(edit)))
+            _scoped(stack, network.get_submodule(path).register_forward_pre_hook(_replacing_first(edit)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def capture_inputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the first input of the named modules; the dictionary fills in the order in which the modules run."""
+    """Collect the first input of the named modules; the dictionary fills in the order in which the modules run.
+
+    Raises:
+        ValueError: a module runs twice inside, so that it has no single input; it is named.
+    """
     captured: dict[str, torch.Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as stack:
         for path in paths:
 
-            def keep(_: nn.Module, args: tuple, path: str = path) -> None:
-                captured[path] = args[0].detach()
+            def keep(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
+                _put(captured, path, args[0])
 
-            handles.append(network.get_submodule(path).register_forward_pre_hook(keep))
+            _scoped(stack, network.get_submodule(path).register_forward_pre_hook(keep))
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def capture_outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the output of the named modules."""
+    """Collect the output of the named modules; errors as :func:`capture_inputs`."""
     captured: dict[str, torch.Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as stack:
         for path in paths:
 
-            def keep(_: nn.Module, __: tuple, output: torch.Tensor, path: str = path) -> None:
-                captured[path] = output.detach()
+            def keep(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor, path: str = path) -> None:
+                _put(captured, path, output)
 
-            handles.append(network.get_submodule(path).register_forward_hook(keep))
+            _scoped(stack, network.get_submodule(path).register_forward_hook(keep))
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
-def head_zeroed_inside_attention(network: nn.Module, attention: str, head: int) -> Iterator[None]:
-    """Zero a head's output inside the attention kernel itself: the independent reference of the site self-test."""
-    real = torch.nn.functional.scaled_dot_product_attention
-    inside = False
+def edit_attention_kernels(network: nn.Module, edits: Mapping[str, KernelEdit]) -> Iterator[list[str]]:
+    """Change what the attention kernel returns inside the named modules: the independent reference of the site self-test.
 
-    def enter(*_: object) -> None:
-        nonlocal inside
-        inside = True
+    Yields a list that fills with the path of the innermost module of every kernel call, edited or not.
+    """
+    real = F.scaled_dot_product_attention
+    running: list[str] = []
+    callers: list[str] = []
 
-    def leave(*_: object) -> None:
-        nonlocal inside
-        inside = False
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = real(query, key, value, *args, **kwargs)
+        caller = running[-1] if running else ""
+        callers.append(caller)
+        return edits[caller](output, value) if caller in edits else output
 
-    def zeroing(*args: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        output = real(*args, **kwargs)  # type: ignore[arg-type]
-        if inside:
-            output = output.clone()
-            output[:, head] = 0
-        return output
+    with ExitStack() as stack:
+        for path, module in network.named_modules():
 
-    module = network.get_submodule(attention)
-    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    torch.nn.functional.scaled_dot_product_attention = zeroing
-    try:
-        yield
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = real
-        for handle in handles:
-            handle.remove()
+            def enter(_: nn.Module, __: tuple[Any, ...], path: str = path) -> None:
+                running.append(path)
+
+            def leave(*_: Any) -> None:
+                running.pop()
+
+            _scoped(stack, module.register_forward_pre_hook(enter))
+            _scoped(stack, module.register_forward_hook(leave))
+        stack.callback(setattr, F, "scaled_dot_product_attention", real)
+        F.scaled_dot_product_attention = kernel
+        yield callers
 
 
 def count_hooks(network: nn.Module) -> int:
@@ -97,8 +95,18 @@ def count_hooks(network: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
 
 
-def _replacing_first(edit: Edit) -> Callable[[nn.Module, tuple], tuple]:
-    def hook(_: nn.Module, args: tuple) -> tuple:
+def _scoped(stack: ExitStack, handle: torch.utils.hooks.RemovableHandle) -> None:
+    stack.callback(handle.remove)
+
+
+def _put(captured: dict[str, torch.Tensor], path: str, tensor: torch.Tensor) -> None:
+    if path in captured:
+        raise ValueError(f"{path} runs more than once in a forward; expected once")
+    captured[path] = tensor.detach()
+
+
+def _replacing_first(edit: Edit) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (edit(args[0]), *args[1:])
 
     return hook

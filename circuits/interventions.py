@@ -7,12 +7,15 @@ closest to "this head says nothing about this image". Read them side by side.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
+
+from circuits.naming import nearest
 
 Level = Literal["head", "layer", "set"]
 ALL_HEADS = -1
@@ -61,11 +64,20 @@ class Intervention:
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength is a share of the replacement in [0, 1], got {self.strength}")
 
-    def heads_by_layer(self, heads: dict[str, int]) -> dict[str, list[int]]:
-        """Heads to replace in each layer; ``heads`` gives each layer's number of heads."""
+    def heads_by_layer(self, heads: Mapping[str, int]) -> dict[str, list[int]]:
+        """Heads to replace in each layer; ``heads`` gives each layer's number of heads.
+
+        Raises:
+            ValueError: a site that the model does not have.
+        """
         chosen: dict[str, set[int]] = {}
         for site in self.sites:
-            every = range(heads[site.layer]) if site.head == ALL_HEADS else (site.head,)
+            if site.layer not in heads:
+                raise ValueError(f"no attention layer {site.layer!r}{nearest(site.layer, heads)}")
+            count = heads[site.layer]
+            if site.head != ALL_HEADS and not 0 <= site.head < count:
+                raise ValueError(f"layer {site.layer} has no head {site.head}; valid: 0 to {count - 1}, or -1 for all")
+            every = range(count) if site.head == ALL_HEADS else (site.head,)
             chosen.setdefault(site.layer, set()).update(every)
         return {layer: sorted(indices) for layer, indices in chosen.items()}
 
@@ -81,16 +93,13 @@ def replace_heads(
         activation: concatenated head outputs; width = heads * head_dim, head-major.
         weight: per row and head, 0 (untouched, bit for bit) to 1 (replaced, bit for bit).
     """
-    rows, tokens, width = activation.shape
-    heads = weight.shape[1]
+    width, heads = activation.shape[2], weight.shape[1]
     w = weight.to(activation.dtype).repeat_interleave(width // heads, dim=1)[:, None, :]
-    if isinstance(replacement, torch.Tensor):
-        mixed = (1 - w) * activation + w * replacement
-        mixed = torch.where(w == 1, replacement, mixed)
-    else:
-        mixed = (1 - w) * activation + w * replacement
+    new = torch.as_tensor(replacement, dtype=activation.dtype, device=activation.device)
+    mixed = torch.where(w == 1, new, (1 - w) * activation + w * new)
     return torch.where(w == 0, activation, mixed)
 
 
 def rows_touched(weight: Float[torch.Tensor, "rows heads"]) -> Bool[torch.Tensor, " rows"]:
+    """Rows in which some head is replaced at least in part."""
     return (weight != 0).any(dim=1)

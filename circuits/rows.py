@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, Int
 
 from circuits.denoisers import Denoiser
 from circuits.hooks import Edit, capture_outputs, edit_inputs
-from circuits.interventions import Intervention, Mode, replace_heads
+from circuits.interventions import Intervention, Mode, replace_heads, rows_touched
 from circuits.sites import AttentionLayer
 
-Replacement = Callable[[AttentionLayer, torch.Tensor], torch.Tensor]
-"""(layer, units) -> the replacement ``[len(units), tokens, width]`` for those units at the current timestep(s)."""
+Activation = Float[torch.Tensor, "rows tokens width"]
+
+Replacement = Callable[[AttentionLayer, Int[torch.Tensor, " rows"]], Activation]
+"""(layer, unit of each row) -> the replacement for those units at the current timestep(s)."""
 
 
 def row_weights(
     layer: AttentionLayer, interventions: Sequence[Intervention | None], layers: Mapping[str, AttentionLayer]
-) -> dict[Mode, torch.Tensor]:
-    """Weights ``[rows, heads]`` of each mode's replacement at one layer; a row of None is left alone."""
+) -> dict[Mode, Float[torch.Tensor, "rows heads"]]:
+    """Weights of each mode's replacement at one layer; a row of None is left alone.
+
+    Raises:
+        ValueError: a site that the model does not have.
+    """
     heads = {name: known.heads for name, known in layers.items()}
     weights: dict[Mode, torch.Tensor] = {}
     for row, intervention in enumerate(interventions):
@@ -40,46 +47,56 @@ def intervened(
     units: Sequence[int],
     replacements: Mapping[Mode, Replacement],
 ) -> Iterator[None]:
-    """Inside, a forward of ``len(interventions)`` rows applies to row r ``interventions[r]``, whose image is ``units[r]``."""
-    touched = {site.layer for i in interventions if i is not None for site in i.sites}
-    row_units = torch.tensor(list(units))
-    with ExitStack() as stack:
-        edits: dict[str, Edit] = {}
-        needs_values = [
-            layers[name].values or ""
-            for name in touched
-            if any(i is not None and i.mode is Mode.identity for i in interventions)
-        ]
-        values = stack.enter_context(capture_outputs(denoiser.network, needs_values))
-        for name in touched:
-            layer = layers[name]
-            weights = row_weights(layer, interventions, layers)
-            edits[layer.projection] = _edit(layer, weights, row_units, replacements, values, denoiser.device)
-        stack.enter_context(edit_inputs(denoiser.network, edits))
-        yield
+    """Inside, one forward applies to row r ``interventions[r]``, whose image is ``units[r]``.
+
+    Args:
+        replacements: for each mode in use that takes its replacement from elsewhere (mean, resample, resample_across).
+
+    Raises:
+        ValueError: a site that the model does not have, or ``identity`` at a layer without V of the same layout.
+    """
+    assert len(units) == len(interventions), f"{len(interventions)} rows need as many units, got {len(units)}"
+    row_units = torch.tensor(list(units), dtype=torch.long)
+    weights = {name: found for name, layer in layers.items() if (found := row_weights(layer, interventions, layers))}
+    values = [_values(layers[name]) for name, by_mode in weights.items() if Mode.identity in by_mode]
+    with capture_outputs(denoiser.network, values) as captured:
+        edits = {
+            layers[name].projection: _edit(layers[name], by_mode, row_units, replacements, captured)
+            for name, by_mode in weights.items()
+        }
+        with edit_inputs(denoiser.network, edits):
+            yield
+
+
+def _values(layer: AttentionLayer) -> str:
+    if layer.values is None:
+        raise ValueError(f"identity needs self-attention with its own value projection; layer {layer.name} has none")
+    return layer.values
 
 
 def _edit(
     layer: AttentionLayer,
-    weights: dict[Mode, torch.Tensor],
+    weights: Mapping[Mode, torch.Tensor],
     units: torch.Tensor,
     replacements: Mapping[Mode, Replacement],
     values: Mapping[str, torch.Tensor],
-    device: torch.device,
 ) -> Edit:
+    """The edit of one layer's site; only the rows that a mode touches are computed."""
+
     def edit(activation: torch.Tensor) -> torch.Tensor:
+        assert len(activation) == len(units), f"expected a forward of {len(units)} rows, got {len(activation)}"
         edited = activation.clone()
         for mode, weight in weights.items():
-            rows = (weight != 0).any(dim=1).nonzero().squeeze(1)
-            there = rows.to(device)
+            rows = rows_touched(weight).nonzero().squeeze(1)
+            there = rows.to(activation.device)
             replacement: torch.Tensor | float
             if mode is Mode.zero:
                 replacement = 0.0
             elif mode is Mode.identity:
-                replacement = values[layer.values or ""][there]
+                replacement = values[_values(layer)][there]
             else:
-                replacement = replacements[mode](layer, units[rows]).to(activation)
-            edited[there] = replace_heads(activation[there], replacement, weight[rows].to(device))
+                replacement = replacements[mode](layer, units[rows])
+            edited[there] = replace_heads(activation[there], replacement, weight[rows].to(activation.device))
         return edited
 
     return edit

@@ -1,20 +1,24 @@
 """Where to intervene: the attention layers of a denoiser in execution order, found and verified on the loaded model.
 
-The site is the input of the output projection, which holds the concatenated heads; zeroing a head there equals zeroing it inside
-attention. Zeroing columns of the projection's *output* is a different and wrong thing, since it mixes the heads.
+The site is the input of the output projection, which holds the concatenated heads; zeroing a head there equals zeroing it
+inside attention. Zeroing columns of the projection's *output* is a different and wrong thing, since it mixes the heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from circuits.denoisers import Denoiser, ModelError
-from circuits.hooks import capture_inputs, edit_inputs, head_zeroed_inside_attention
+from circuits.hooks import capture_inputs, capture_outputs, edit_attention_kernels, edit_inputs
 from circuits.interventions import replace_heads
+
+Probe = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class AttentionLayer:
         index: position in execution order.
         name: module path of the attention, e.g. ``transformer_blocks.0.attn1``; the layer's name in every table.
         projection: module path whose input is the concatenated heads.
-        values: module path whose output is V of the same layout, or None where V is not a projection of its own.
+        values: module path whose output is V in the layout of the site, or None where there is no such module.
+        heads: number of heads; head h is the columns [h * head_dim, (h + 1) * head_dim) of the site.
         tokens: query tokens at the model's own image size.
     """
 
@@ -43,44 +48,33 @@ class AttentionLayer:
 def find_sites(denoiser: Denoiser) -> tuple[AttentionLayer, ...]:
     """The attention layers of a denoiser in execution order.
 
-    Every layer is proved on the model at hand: a head zeroed at the site must give what the same head zeroed inside the attention
-    kernel gives.
+    Proved on the model at hand, for all layers and heads: heads scaled at the sites, each by its own factor, give what the same
+    heads give when scaled inside the attention kernels.
 
     Raises:
         ModelError: the model has no attention, or a block this version does not know; it names the block.
     """
-    candidates = {name: m for name, m in denoiser.network.named_modules() if _is_attention(m)}
+    network = denoiser.network
+    candidates = {name: m for name, m in network.named_modules() if _is_attention(m)}
     if not candidates:
-        raise ModelError(f"{type(denoiser.network).__name__} has no attention layers to intervene on")
+        raise ModelError(f"{type(network).__name__} has no attention layers to intervene on")
     projections = {_projection(name, module): name for name, module in candidates.items()}
-    x, t, labels = _probe_input(denoiser)
-    with capture_inputs(denoiser.network, list(projections)) as seen:
-        clean = denoiser(x, t, labels).target
-    layers: list[AttentionLayer] = []
-    for path, activation in seen.items():
-        name = projections[path]
-        module = candidates[name]
-        heads = int(module.heads)
-        if activation.dim() != 3 or activation.shape[-1] % heads:
-            raise ModelError(
-                f"block {name} ({type(module).__name__}): the input of {path} has shape {tuple(activation.shape)}, "
-                f"expected [rows, tokens, {heads} heads x dim]"
-            )
-        layers.append(
-            AttentionLayer(
-                index=len(layers),
-                name=name,
-                projection=path,
-                values=f"{name}.to_v" if isinstance(getattr(module, "to_v", None), nn.Linear) else None,
-                heads=heads,
-                head_dim=activation.shape[-1] // heads,
-                tokens=activation.shape[1],
-                kind="cross" if getattr(module, "is_cross_attention", False) else "self",
-            )
-        )
-    for layer in layers:
-        _self_test(denoiser, layer, (x, t, labels), clean)
-    return tuple(layers)
+    probe = _probe_input(denoiser)
+    try:
+        with capture_inputs(network, list(projections)) as seen, edit_attention_kernels(network, {}) as callers:
+            denoiser(*probe)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{denoiser.name} ({type(network).__name__}) cannot be swept: {error}") from error
+    for caller in callers:
+        if not any(caller == name or caller.startswith(f"{name}.") for name in candidates):
+            block = type(network.get_submodule(caller)).__name__
+            raise ModelError(f"block {caller} ({block}) computes attention in a way that is not supported")
+    found = [
+        _describe(index, projections[path], path, candidates[projections[path]], activation)
+        for index, (path, activation) in enumerate(seen.items())
+    ]
+    _check_sites(denoiser, found, probe)
+    return _with_checked_values(denoiser, found, probe)
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -96,7 +90,30 @@ def _projection(name: str, module: nn.Module) -> str:
     raise ModelError(f"block {name} ({type(module).__name__}) is not supported: it has no output projection to_out")
 
 
-def _probe_input(denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _describe(
+    index: int, name: str, projection: str, module: nn.Module, activation: Float[torch.Tensor, "rows tokens width"]
+) -> AttentionLayer:
+    heads = int(module.heads)  # type: ignore[arg-type]
+    if activation.dim() != 3 or activation.shape[-1] % heads:
+        raise ModelError(
+            f"block {name} ({type(module).__name__}): the input of {projection} has shape {tuple(activation.shape)}, "
+            f"expected [rows, tokens, {heads} heads x dim]"
+        )
+    cross = bool(getattr(module, "is_cross_attention", False))
+    own_values = not cross and isinstance(getattr(module, "to_v", None), nn.Linear)
+    return AttentionLayer(
+        index=index,
+        name=name,
+        projection=projection,
+        values=f"{name}.to_v" if own_values else None,
+        heads=heads,
+        head_dim=activation.shape[-1] // heads,
+        tokens=activation.shape[1],
+        kind="cross" if cross else "self",
+    )
+
+
+def _probe_input(denoiser: Denoiser) -> Probe:
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn((2, denoiser.channels, denoiser.size, denoiser.size), generator=generator)
     t = torch.tensor([denoiser.train_timesteps // 2, denoiser.train_timesteps // 4])
@@ -104,28 +121,80 @@ def _probe_input(denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor, torch.
     return x, t, labels
 
 
-def _self_test(
-    denoiser: Denoiser,
-    layer: AttentionLayer,
-    probe: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-    clean: torch.Tensor,
-) -> None:
-    head = layer.heads - 1
+def _check_sites(denoiser: Denoiser, layers: Sequence[AttentionLayer], probe: Probe) -> None:
+    """Scale head h of H by h / H (so head 0 is zeroed) at all sites, and inside all kernels: every site must agree.
 
-    def zero_last(activation: torch.Tensor) -> torch.Tensor:
-        weight = torch.zeros(len(activation), layer.heads, device=activation.device)
-        weight[:, head] = 1
-        return replace_heads(activation, 0.0, weight)
+    Compared are the inputs of the projections, so that a layer is tested even where it hardly moves the model's output.
+    """
+    network = denoiser.network
+    paths = [layer.projection for layer in layers]
 
-    with edit_inputs(denoiser.network, {layer.projection: zero_last}):
-        at_site = denoiser(*probe).target
-    with head_zeroed_inside_attention(denoiser.network, layer.name, head):
-        inside = denoiser(*probe).target
-    scale = clean.abs().max().item() or 1.0
-    difference = (at_site - inside).abs().max().item() / scale
-    tolerance = 1e-4 if next(denoiser.network.parameters()).dtype == torch.float32 else 2e-2
+    def at_site(layer: AttentionLayer, activation: torch.Tensor) -> torch.Tensor:
+        shrunk = (1 - _factors(layer)).expand(len(activation), -1).to(activation.device)
+        return replace_heads(activation, 0.0, shrunk)
+
+    def inside(layer: AttentionLayer, output: torch.Tensor) -> torch.Tensor:
+        if output.dim() != 4 or output.shape[1] != layer.heads:
+            return output  # not this layer's heads: the comparison below then fails and names the block
+        return output * _factors(layer).to(output).view(1, -1, 1, 1)
+
+    edits = {layer.projection: lambda a, layer=layer: at_site(layer, a) for layer in layers}
+    with edit_inputs(network, edits), capture_inputs(network, paths) as edited:
+        expected = denoiser(*probe).target
+    kernels = {layer.name: lambda output, _, layer=layer: inside(layer, output) for layer in layers}
+    with edit_attention_kernels(network, kernels), capture_inputs(network, paths) as reference:
+        output = denoiser(*probe).target
+    tolerance = _tolerance(denoiser)
+    for layer in layers:
+        difference = _relative_difference(edited[layer.projection], reference[layer.projection])
+        if not difference <= tolerance:
+            raise ModelError(
+                f"block {layer.name} ({type(network.get_submodule(layer.name)).__name__}): editing its heads at "
+                f"{layer.projection} differs from editing them inside attention by {difference:.1e} of their size "
+                f"(expected <= {tolerance:.0e}); this kind of block is not supported"
+            )
+    difference = _relative_difference(expected, output)
     if not difference <= tolerance:
         raise ModelError(
-            f"block {layer.name}: zeroing head {head} at {layer.projection} differs from zeroing it inside attention "
-            f"by {difference:.1e} of the output (expected <= {tolerance:.0e}); this kind of block is not supported"
+            f"{denoiser.name} ({type(network).__name__}): heads reach the output past {', '.join(paths)} "
+            f"({difference:.1e} of it, expected <= {tolerance:.0e}); this kind of model is not supported"
         )
+
+
+def _factors(layer: AttentionLayer) -> Float[torch.Tensor, " heads"]:
+    return torch.arange(layer.heads) / layer.heads
+
+
+def _with_checked_values(
+    denoiser: Denoiser, layers: Sequence[AttentionLayer], probe: Probe
+) -> tuple[AttentionLayer, ...]:
+    """Keep ``values`` only where an attention map set to the identity inside the kernel gives them at the site."""
+    network = denoiser.network
+    own = [layer for layer in layers if layer.values is not None]
+    modules = [layer.values for layer in own if layer.values is not None]
+
+    def identity(output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return value if value.shape == output.shape else output
+
+    with (
+        edit_attention_kernels(network, {layer.name: identity for layer in own}),
+        capture_inputs(network, [layer.projection for layer in own]) as seen,
+        capture_outputs(network, modules) as values,
+    ):
+        denoiser(*probe)
+    proved = {
+        layer.name
+        for layer in own
+        if seen[layer.projection].shape == values[layer.values or ""].shape
+        and _relative_difference(values[layer.values or ""], seen[layer.projection]) <= _tolerance(denoiser)
+    }
+    return tuple(layer if layer.name in proved else replace(layer, values=None) for layer in layers)
+
+
+def _relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference over the largest magnitude of ``b``; NaN where either is not finite."""
+    return (a.float() - b.float()).abs().max().item() / (b.float().abs().max().item() or 1.0)
+
+
+def _tolerance(denoiser: Denoiser) -> float:
+    return 1e-4 if next(denoiser.network.parameters()).dtype == torch.float32 else 2e-2

@@ -131,7 +131,8 @@ def d_z_interval(
     """Interval of the population d_z by inverting the noncentral t distribution of sqrt(n) d_z.
 
     The closed form P(T <= t | delta) = Phi((t (1 - 1 / 4v) - delta) / sqrt(1 + t^2 / 2v)) (Abramowitz & Stegun
-    26.7.10; Johnson & Welch 1940) is inverted: within 0.01 sd of the exact limits from n = 16 on.
+    26.7.10; Johnson & Welch 1940) is inverted: from n = 16 on within 0.01 of the exact limits for |d_z| <= 1, and
+    within 2 % of d_z beyond.
     """
     v = n - 1
     finite = np.where(np.isfinite(d_z), d_z, 0.0)

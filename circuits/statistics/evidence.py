@@ -6,6 +6,7 @@ a time for many trials at once: how images are split into batches cannot change 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,15 @@ BETTING_GRID = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 0.95])
 
 @dataclass(frozen=True)
 class Evidence:
-    """p-values per trial, in (0, 1], and the current e-values of the same claims (NaN for OBF, which has none)."""
+    """p-values per trial, in (0, 1], and the current e-values of the same claims (NaN for OBF, which has none).
+
+    below_margin: of the upper half of "negligible" alone, mean x < margin.
+    """
 
     degraded: Float[np.ndarray, " trials"]
     improved: Float[np.ndarray, " trials"]
     negligible: Float[np.ndarray, " trials"]
+    below_margin: Float[np.ndarray, " trials"]
     e_degraded: Float[np.ndarray, " trials"]
     e_improved: Float[np.ndarray, " trials"]
     e_negligible: Float[np.ndarray, " trials"]
@@ -53,20 +58,22 @@ class Accumulator(ABC):
 
 
 class ObrienFleming(Accumulator):
-    """p = 2 Phi(-max over 16 <= j <= k of S_j / (s_j sqrt(n_max))): the reflection bound of a Brownian path.
+    """p = min over horizons h of 2 Phi(-max over first <= j <= min(k, h) of S_j / (s_j sqrt(h))) / share_h.
 
-    Assumes a finite variance, images in random order and n_max fixed beforehand; asymptotic, like a t test at n_max.
+    Every term is the reflection bound of a Brownian path, monitored image by image up to its horizon (O'Brien &
+    Fleming, Biometrics 35, 1979; Lan & Wittes, Biometrics 44, 1988); the shares sum to 1, so that their minimum is
+    valid by Bonferroni. One horizon, n_max, is the classical boundary; a nearer second one stops clear trials sooner.
+    Assumes a finite variance, images in random order and horizons fixed beforehand; asymptotic, like a t test.
     The p of a stopped trial is never below that of its full data, so any reason to stop, including the results of
-    other trials, keeps it valid. Floored at 2^-k as a sign-flip test is. (O'Brien & Fleming, Biometrics 35, 1979;
-    Lan & Wittes, Biometrics 44, 1988.)
+    other trials, keeps it valid. Floored at 2^-k as a sign-flip test is.
     """
 
-    def __init__(self, trials: int, margin: float, n_max: int, first: int) -> None:
+    def __init__(self, trials: int, margin: float, horizons: Sequence[tuple[int, float]], first: int) -> None:
         super().__init__(trials, margin)
-        self.n_max, self.first = n_max, first
+        self.horizons, self.first = tuple(horizons), first
         self.mean, self.squares = np.zeros(trials), np.zeros(trials)  # Welford: running mean and sum of squares
         self.peak = np.zeros(trials)
-        self.highest = np.full((4, trials), -np.inf)
+        self.highest = np.full((len(self.horizons), 4, trials), -np.inf)
 
     def _add(self, rows: Int[np.ndarray, " rows"], streams: Float[np.ndarray, "4 rows"]) -> None:
         x = streams[0]
@@ -80,14 +87,17 @@ class ObrienFleming(Accumulator):
         constant = sd <= 1e-12 * peak
         total = j * np.stack([mean, -mean, self.margin - mean, self.margin + mean])
         level = np.where(constant, np.where(total > 0, np.inf, -np.inf), total / np.where(constant, 1.0, sd))
-        level = np.where(j >= self.first, level, -np.inf)
-        self.highest[:, rows] = np.maximum(self.highest[:, rows], level)
+        for highest, (horizon, _) in zip(self.highest, self.horizons, strict=True):
+            seen = np.where((j >= self.first) & (j <= horizon), level, -np.inf)
+            highest[:, rows] = np.maximum(highest[:, rows], seen)
 
     def evidence(self) -> Evidence:
-        tail = np.minimum(2.0 * ndtr(-self.highest / np.sqrt(self.n_max)), 1.0)
+        tail = np.ones(self.highest.shape[1:])
+        for highest, (horizon, share) in zip(self.highest, self.horizons, strict=True):
+            tail = np.minimum(tail, 2.0 * ndtr(-highest / np.sqrt(horizon)) / share)
         p = np.maximum(tail, np.maximum(np.exp2(-self.count.astype(np.float64)), TINY))
         none = np.full(self.count.shape, np.nan)
-        return Evidence(p[0], p[1], np.maximum(p[2], p[3]), none, none, none)
+        return Evidence(p[0], p[1], np.maximum(p[2], p[3]), p[2], none, none, none)
 
 
 class EProcess(Accumulator):
@@ -113,14 +123,14 @@ class EProcess(Accumulator):
     def evidence(self) -> Evidence:
         p = np.maximum(np.exp(-self.log_highest), TINY)
         e = np.exp(np.minimum(self.log_e, 700.0))
-        return Evidence(p[0], p[1], np.maximum(p[2], p[3]), e[0], e[1], np.minimum(e[2], e[3]))
+        return Evidence(p[0], p[1], np.maximum(p[2], p[3]), p[2], e[0], e[1], np.minimum(e[2], e[3]))
 
 
 class SignEProcess(EProcess):
     """E = mean over kappa of prod (1 + tanh(kappa z)), z = x / RMS(previous x); open-ended, no n_max needed.
 
     Exact in finite samples, for any tails, when each x is symmetric about its centre given the earlier images and
-    the null centre is <= 0 with a unimodal density (Vovk & Wang, arXiv 2208.08925). The first image only sets the scale.
+    the null centre is <= 0 with a unimodal density (Vovk & Wang, arXiv 2208.08925). The first image sets the scale.
     """
 
     def __init__(self, trials: int, margin: float) -> None:

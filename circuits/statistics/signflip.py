@@ -21,6 +21,9 @@ ENUMERATION_LIMIT = 20
 TIE = 1e-12
 """Two flipped sums closer than this, relative to sum |g|, are a tie and count as at least as extreme."""
 
+NEAR_FLOOR = 1024.0
+"""A saddlepoint p below this many patterns is checked against the number that certainly reach the sum."""
+
 BLOCK_VALUES = 1 << 17
 """Values of g handled at a time (1 MiB of float64: stays in cache)."""
 
@@ -49,7 +52,8 @@ def signflip_test(
     Unit: the image (or seed); columns must be independent. Exact when g is symmetric about 0 under the null; for
     asymmetric g asymptotically valid because sum(g) at fixed sum(g^2) is monotone in Student's t (Romano 1989;
     Janssen 1999). `auto`: exact enumeration below 16 non-zero values, exact binomial where all magnitudes are equal,
-    saddlepoint otherwise (relative error of a few percent, floored at 2^-N; assumes no large atoms, which holds for
+    saddlepoint otherwise (relative error of a few percent, never below the patterns
+    that certainly reach the sum, hence never below 2^-N; assumes no large atoms, which holds for
     continuous metrics). The two-sided p is twice the smaller tail, which is exact: the null distribution is symmetric.
     """
     g = check_matrix(g, "g")
@@ -122,14 +126,36 @@ def _choose(magnitude: Float[np.ndarray, "trials n"], count: np.ndarray, method:
 
 def _saddlepoint(d: Float[np.ndarray, "trials n"], count: np.ndarray) -> Float[np.ndarray, " trials"]:
     total = d.sum(axis=1)
-    positive = np.where(total < 0, -1.0, 1.0)[:, None] * d
+    magnitude = np.abs(d)
     floor = np.exp2(-count.astype(np.float64))
     p = floor.copy()
     # All of one sign: only the observed pattern reaches the sum, and the saddlepoint is at infinity.
-    inside = np.abs(total) < np.abs(d).sum(axis=1) * (1.0 - TIE)
+    inside = np.abs(total) < magnitude.sum(axis=1) * (1.0 - TIE)
     if inside.any():
-        p[inside] = np.maximum(saddlepoint_upper_tail(positive[inside]), floor[inside])
+        positive = np.where(total < 0, -1.0, 1.0)[:, None] * d
+        p[inside] = saddlepoint_upper_tail(positive[inside])
+    near = inside & (p < NEAR_FLOOR * floor)
+    if near.any():
+        p[near] = np.maximum(p[near], floor[near] * _patterns_at_least(magnitude[near], np.abs(total[near])))
     return np.where(total < 0, 1.0 - p, p)
+
+
+def _patterns_at_least(
+    magnitude: Float[np.ndarray, "trials n"], total: Float[np.ndarray, " trials"]
+) -> Float[np.ndarray, " trials"]:
+    """A lower bound on the number of sign patterns that reach `total`, where they are few and the saddlepoint is crude.
+
+    A pattern reaches it when the magnitudes it makes negative sum to at most half of what is missing from the
+    largest sum: no flip, any one small enough, or any of the m smallest that fit together.
+    """
+    n = magnitude.shape[1]
+    largest = magnitude.sum(axis=1)
+    missing = ((largest - total) / 2.0 + TIE * largest)[:, None]
+    ordered = np.sort(magnitude, axis=1)
+    zeros = n - np.count_nonzero(magnitude, axis=1)
+    singles = np.count_nonzero(ordered <= missing, axis=1) - zeros
+    together = np.count_nonzero(np.cumsum(ordered, axis=1) <= missing, axis=1) - zeros
+    return np.maximum(1.0 + singles, np.exp2(together.astype(np.float64)))
 
 
 def _binomial(d: Float[np.ndarray, "trials n"], count: np.ndarray) -> Float[np.ndarray, " trials"]:

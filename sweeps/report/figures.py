@@ -11,7 +11,7 @@ from sweeps.report.cell_grid import grid_axes
 from sweeps.report.drawing import Drawing
 from sweeps.report.heatmap import heatmap
 from sweeps.report.plots import contrast, contrast_pairs, forest, p_values, volcano
-from sweeps.report.run_directory import CALLED, RunDirectory
+from sweeps.report.reported_run import CALLED, ReportedRun
 from sweeps.report.theme import FIGURE_STYLE
 
 P = ParamSpec("P")
@@ -19,7 +19,7 @@ P = ParamSpec("P")
 _FOREST_ROWS = 20
 
 
-def draw_heatmaps(run: RunDirectory) -> list[Drawing]:
+def draw_heatmaps(run: ReportedRun) -> list[Drawing]:
     """One for each data set and stream; the modes below one another."""
     grid_cells = run.cells[run.cells["level"].isin(["head", "layer"])]
     if grid_cells.empty:
@@ -27,7 +27,7 @@ def draw_heatmaps(run: RunDirectory) -> list[Drawing]:
     axes = grid_axes(grid_cells)
     variants = tuple(run.trials["variant"].drop_duplicates()[lambda names: names.isin(grid_cells["variant"])])
     streams = sorted(grid_cells["stream"].unique())
-    tooltips = wording.tooltips(grid_cells, run.stats.confidence)
+    tooltips = wording.tooltips(grid_cells)
     drawings = []
     for position, dataset in enumerate(run.datasets):
         for stream in streams:
@@ -41,8 +41,9 @@ def draw_heatmaps(run: RunDirectory) -> list[Drawing]:
                     name=wording.slug("heatmap", position, dataset, *([stream] if len(streams) > 1 else [])),
                     figure=_styled(heatmap, part, axes, variants),
                     title=title,
-                    alt=f"Heatmap for {title}: layers by heads, a panel for each window, for {wording.listing(variants)}. "
-                    f"{called} of {len(part)} cells are coloured. The table of all trials has the same numbers.",
+                    alt=f"Heatmap for {title}: layers by heads, a panel for each window, for "
+                    f"{wording.listing(variants)}. {called} of {len(part)} cells are coloured. "
+                    "The table of all trials has the same numbers.",
                     caption="",
                     tooltips=tooltips,
                 )
@@ -50,7 +51,7 @@ def draw_heatmaps(run: RunDirectory) -> list[Drawing]:
     return drawings
 
 
-def draw_forest(run: RunDirectory) -> list[Drawing]:
+def draw_forest(run: ReportedRun) -> list[Drawing]:
     top = run.cells[run.cells["level"] == "head"].head(_FOREST_ROWS)
     top = top if len(top) else run.cells.head(_FOREST_ROWS)
     if top.empty:
@@ -59,18 +60,18 @@ def draw_forest(run: RunDirectory) -> list[Drawing]:
     return [
         Drawing(
             name="forest",
-            figure=_styled(forest, top, run.datasets, run.stats.margin),
+            figure=_styled(forest, top, run.datasets, run.stats.log_margin),
             title=f"The {len(top)} strongest head trials",
-            alt=f"Forest plot of the {len(top)} strongest head trials. First: {wording.site(first)} on {first.dataset}, "
-            f"{wording.effect(first, run.stats.confidence)}.",
-            caption=f"Point: percent degradation; line: its {run.stats.confidence} interval, not adjusted for the "
+            alt=f"Forest plot of the {len(top)} strongest head trials. First: {wording.site(first)} on "
+            f"{first.dataset}, {wording.effect(first)}.",
+            caption=f"Point: percent degradation; line: its {wording.CONFIDENCE} interval, not adjusted for the "
             "selection: the top of a ranking is partly luck, so confirm it on fresh images. Grey band: the margin of "
             "negligible effects.",
         )
     ]
 
 
-def draw_evidence(run: RunDirectory) -> list[Drawing]:
+def draw_evidence(run: ReportedRun) -> list[Drawing]:
     cells = run.cells
     if cells["p"].notna().sum() < 2:
         return []
@@ -78,12 +79,12 @@ def draw_evidence(run: RunDirectory) -> list[Drawing]:
     return [
         Drawing(
             name="volcano",
-            figure=_styled(volcano, cells, run.datasets, run.stats.margin),
+            figure=_styled(volcano, cells, run.datasets, run.stats.log_margin),
             title="Effect against evidence",
             alt=f"Volcano plot: percent degradation against minus log ten p for {len(cells)} trials.",
-            caption="Every trial; squares are whole layers. Large and certain effects are to the upper right; the grey band is the margin. The "
-            "test is one-sided: improvements lie at the bottom left. p cannot fall "
-            "below 2⁻ᴺ, which is where the top row stops.",
+            caption="Every trial; squares are whole layers. Large and certain effects are to the upper right; the grey "
+            "band is the margin. The test is one-sided: improvements lie at the bottom left. p cannot fall below 2⁻ᴺ, "
+            "which is where the top row stops.",
         ),
         Drawing(
             name="p-values",
@@ -96,7 +97,7 @@ def draw_evidence(run: RunDirectory) -> list[Drawing]:
     ]
 
 
-def draw_contrasts(run: RunDirectory) -> list[Drawing]:
+def draw_contrasts(run: ReportedRun) -> list[Drawing]:
     """The first data set against each of the others."""
     drawings = []
     for other in run.datasets[1:]:
@@ -107,7 +108,7 @@ def draw_contrasts(run: RunDirectory) -> list[Drawing]:
         drawings.append(
             Drawing(
                 name=wording.slug("contrast", first, other),
-                figure=_styled(contrast, pairs, first, other, run.stats.margin),
+                figure=_styled(contrast, pairs, first, other, run.stats.log_margin),
                 title=f"{first} against {other}",
                 alt=f"Scatter of {len(pairs)} cells, {first} against {other}, and the heads with the widest gaps.",
                 caption="Left: each cell on both data sets; on the diagonal both are hurt alike. Right: the heads with "

@@ -1,30 +1,33 @@
 """What the numbers say, in sentences made from them and from nothing else."""
 
 import math
+import re
 
 import pandas as pd
 from scipy.stats import norm, spearmanr
 
 from sweeps.report import wording
 from sweeps.report.plots import contrast_pairs
-from sweeps.report.run_directory import VERDICTS, RunDirectory
+from sweeps.report.reported_run import VERDICTS, ReportedRun
 
 _POWER = 0.8
 
 
-def key_findings(run: RunDirectory) -> list[str]:
+def key_findings(run: ReportedRun) -> list[str]:
     if run.cells.empty:
         return [f"No trial has an effect on {run.stats.metric} yet."]
-    found = [_verdicts(run)]
-    for dataset in run.datasets:
-        found.append(_strongest(run, dataset))
-    found.append(_when(run))
+    found = [_verdicts(run), *(_strongest(run, dataset) for dataset in run.datasets), _when(run)]
     if len(run.datasets) > 1:
         found.append(_agreement(run, *run.datasets[:2]))
     if run.cells["variant"].nunique() > 1:
         found.append(_modes(run))
     found.append(_resolution(run))
-    return [sentence for sentence in found if sentence]
+    return [_unbroken(sentence) for sentence in found if sentence]
+
+
+def _unbroken(sentence: str) -> str:
+    """No line ends inside a window."""
+    return re.sub(r"t (\d+)–(\d)", "t\u00a0\\1–\u2060\\2", sentence)
 
 
 def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
@@ -42,19 +45,18 @@ def detectable_percent(cells: pd.DataFrame, alpha: float) -> float:
     return 100 * math.expm1(smallest[smallest.notna() & (smallest < math.inf)].median())
 
 
-def _verdicts(run: RunDirectory) -> str:
+def _verdicts(run: ReportedRun) -> str:
     counts = verdict_counts(run.cells)
-    margin = 100 * math.expm1(run.stats.margin)
     share = 100 * counts["inconclusive"] / len(run.cells)
     return (
         f"Of {wording.count(len(run.cells), 'trial')}, {counts['degraded']:,} degrade {run.stats.metric}, "
-        f"{counts['improved']:,} improve it, {counts['negligible']:,} are negligible (within about ±{margin:.3g}%) and "
-        f"{counts['inconclusive']:,} ({share:.0f}%) are inconclusive, at a false discovery rate of "
-        f"{100 * run.stats.alpha:g}%."
+        f"{counts['improved']:,} improve it, {counts['negligible']:,} are negligible (within "
+        f"±{100 * run.stats.margin:g}%) and {counts['inconclusive']:,} ({share:.0f}%) are inconclusive, "
+        f"at a false discovery rate of {100 * run.stats.alpha:g}%."
     )
 
 
-def _strongest(run: RunDirectory, dataset: str) -> str:
+def _strongest(run: ReportedRun, dataset: str) -> str:
     here = run.cells[run.cells["dataset"] == dataset]
     degraded = here[here["verdict"] == "degraded"]
     if degraded.empty:
@@ -67,13 +69,14 @@ def _strongest(run: RunDirectory, dataset: str) -> str:
             continue
         distinct, tested = (len(cells[cells["level"] == level].drop_duplicates(head)) for cells in (degraded, here))
         sentences.append(
-            f"{distinct:,} of {wording.count(tested, noun)} degrade it in some window; the strongest is "
-            f"{wording.site(top)} ({top.variant}, {wording.window(top)}) with {wording.effect(top, run.stats.confidence)}"
+            f"ablating {distinct:,} of {wording.count(tested, noun)} degrades it in some window, most of all "
+            f"{wording.site(top)} ({top.variant}, {wording.window(top)}), by "
+            f"{wording.effect(top)}"
         )
-    return f"On {dataset}, {'. '.join(sentences)}." if sentences else ""
+    return f"On {dataset}, {'; '.join(sentences)}." if sentences else ""
 
 
-def _when(run: RunDirectory) -> str:
+def _when(run: ReportedRun) -> str:
     heads = run.cells[run.cells["level"] == "head"]
     if heads["window_index"].nunique() < 2 or not (heads["verdict"] == "degraded").any():
         return ""
@@ -86,7 +89,7 @@ def _when(run: RunDirectory) -> str:
     )
 
 
-def _agreement(run: RunDirectory, first: str, second: str) -> str:
+def _agreement(run: ReportedRun, first: str, second: str) -> str:
     pairs = contrast_pairs(run.cells, first, second)
     pairs = pairs[pairs["level"] == "head"]
     if len(pairs) < 3:
@@ -96,12 +99,12 @@ def _agreement(run: RunDirectory, first: str, second: str) -> str:
     either = ((pairs["verdict_a"] == "degraded") | (pairs["verdict_b"] == "degraded")).sum()
     return (
         f"Head effects on {first} and {second} have a rank correlation of {wording.decimal(rho)} over "
-        f"{wording.count(len(pairs), 'cell')}; {both:,} of the {either:,} cells degraded on either are degraded on both "
-        "(descriptive)."
+        f"{wording.count(len(pairs), 'cell')}; {both:,} of the {either:,} cells degraded on either are degraded on "
+        "both (descriptive)."
     )
 
 
-def _modes(run: RunDirectory) -> str:
+def _modes(run: ReportedRun) -> str:
     """Zero alone may only show that the network was pushed off its distribution; several modes together say more."""
     heads = run.cells[run.cells["level"] == "head"]
     site = ["dataset", "layer_index", "head", "stream"]
@@ -110,12 +113,13 @@ def _modes(run: RunDirectory) -> str:
         return ""
     variants = heads["variant"].drop_duplicates().tolist()
     return (
-        f"Of {wording.count(len(modes), 'head')} degraded on a data set by some mode, {(modes == len(variants)).sum():,} "
-        f"are degraded by each of {wording.listing(sorted(variants))}; {(modes == 1).sum():,} by one mode only."
+        f"Of {wording.count(len(modes), 'head')} degraded on a data set by some mode, "
+        f"{(modes == len(variants)).sum():,} are degraded by each of {wording.listing(sorted(variants))}; "
+        f"{(modes == 1).sum():,} by one mode only."
     )
 
 
-def _resolution(run: RunDirectory) -> str:
+def _resolution(run: ReportedRun) -> str:
     smallest = detectable_percent(run.cells, run.stats.alpha)
     return (
         f"Inconclusive does not mean no effect: before correction for the number of trials, half of these trials could "

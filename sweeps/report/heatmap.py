@@ -1,6 +1,7 @@
 """Layer x head x window heatmaps: a panel a window, a row of panels a mode."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.patches import Rectangle
 from sweeps.report import wording
 from sweeps.report.cell_grid import CellGrid, GridAxes, cell_grid
 from sweeps.report.drawing import CELL
-from sweeps.report.run_directory import CALLED
+from sweeps.report.reported_run import CALLED
 from sweeps.report.theme import BIN_EDGES, BIN_NAMES, LIGHT, bin_name
 
 _ALL_GAP = 0.45  # between the heads and the whole layer, in cells
@@ -51,7 +52,7 @@ class _Layout:
         panels = len(self.axes.windows)
         width = self.left + panels * self.panel[0] + self.gap * (panels - 1) + 0.05
         height = self.legend + self.variants * (self.heading + self.panel[1] + self.below)
-        return max(width, 8.6), height
+        return max(width, 9.4), height
 
     def place(self, variant: int, window: int) -> tuple[float, float, float, float]:
         """[left, bottom, width, height] of a panel as fractions of the figure."""
@@ -80,7 +81,9 @@ def heatmap(cells: pd.DataFrame, axes: GridAxes, variants: tuple[str, ...]) -> F
             )
         _, bottom, _, height = layout.place(row, 0)
         top = bottom + height + 0.27 / layout.size[1]
-        figure.text(layout.left / layout.size[0], top, variant, fontsize=10.5, fontweight="bold", va="bottom")
+        figure.text(
+            layout.left / layout.size[0], top, wording.short(variant, 80), fontsize=10.5, fontweight="bold", va="bottom"
+        )
     _draw_legend(figure, layout)
     return figure
 
@@ -113,7 +116,7 @@ def _draw_panel(panel: Axes, grid: CellGrid, window: int, layout: _Layout) -> No
         spine.set_visible(False)
 
 
-def _look(verdict: str, percent: float) -> dict[str, object]:
+def _look(verdict: str, percent: float) -> dict[str, Any]:
     edge = {"edgecolor": LIGHT["paper"], "linewidth": 0.8}
     if verdict in CALLED:
         return {"facecolor": LIGHT[bin_name(percent)], **edge}

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,18 +11,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sweeps.records import publish
 from sweeps.report import wording
 from sweeps.report.drawing import Drawing, inline
 from sweeps.report.figures import draw_contrasts, draw_evidence, draw_forest, draw_heatmaps
 from sweeps.report.findings import detectable_percent, key_findings, verdict_counts
-from sweeps.report.run_directory import VERDICTS, RunDirectory, mapping, read_run
+from sweeps.report.reported_run import VERDICTS, ReportedRun, mapping, read_run
 from sweeps.report.samples import sample_gallery
 from sweeps.report.tables import comparison_rows, failure_rows, metric_rows, tally, trial_rows
 from sweeps.report.theme import DARK, LIGHT, css_variables
 
 TOP_ROWS = 30
 MAX_ROWS = 4_000  # of the table of all trials; the rest is in effects.parquet
-MAX_COMPARISONS = 200
+SHOWN_COMPARISONS = 15
+MAX_COMPARISONS = 500
 MAX_FAILURES = 100
 
 
@@ -39,15 +40,14 @@ def write_report(run_dir: Path) -> Path:
     """Write report/index.html and report/figures/ from the files of a run directory; return the path of the page."""
     run = read_run(run_dir)
     folder = run.path / "report"
+    folder.mkdir(exist_ok=True)
     page = render(run, folder / "figures")
     path = folder / "index.html"
-    temporary = path.with_name(".index.html.part")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    publish(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 
 
-def render(run: RunDirectory, figures: Path) -> str:
+def render(run: ReportedRun, figures: Path) -> str:
     """The page as text; writes the figures into the folder on the way."""
 
     def shown(drawings: list[Drawing]) -> list[Figure]:
@@ -63,6 +63,7 @@ def render(run: RunDirectory, figures: Path) -> str:
         .render(
             title=_title(run),
             lead=_lead(run),
+            brief=_brief(run),
             facts=_facts(run),
             layers=_layers(run),
             data=_data(run),
@@ -82,11 +83,13 @@ def render(run: RunDirectory, figures: Path) -> str:
             metrics=metrics,
             other_metrics=other_metrics if len(metrics) > 1 else [],
             comparisons=comparison_rows(run, MAX_COMPARISONS),
+            shown_comparisons=SHOWN_COMPARISONS,
             comparison_count=len(run.comparisons),
             failures=failure_rows(run)[:MAX_FAILURES],
             failure_count=len(run.failures),
             method=_method(run),
             stats=run.stats,
+            confidence=wording.CONFIDENCE,
             style=Markup(_style()),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -114,12 +117,12 @@ def _style() -> str:
     return f"{light}\n{dark}\n{_asset('style.css')}"
 
 
-def _title(run: RunDirectory) -> str:
+def _title(run: ReportedRun) -> str:
     model = mapping(run.run.get("model"))
     return str(model.get("name") or mapping(run.config.get("model")).get("name") or run.path.resolve().name)
 
 
-def _lead(run: RunDirectory) -> str:
+def _lead(run: ReportedRun) -> str:
     """One sentence: what was ablated, where, when and how."""
     trials = run.trials
     layers = wording.count(trials.loc[trials["level"].isin(["head", "layer"]), "layer_index"].nunique(), "layer")
@@ -133,10 +136,24 @@ def _lead(run: RunDirectory) -> str:
     return f"{wording.count(len(trials), 'trial')}: {wording.listing(parts)}." if len(trials) else "No trials."
 
 
-def _facts(run: RunDirectory) -> list[tuple[str, str]]:
+def _brief(run: ReportedRun) -> list[str]:
+    """How much, when and where, for the head of the page."""
+    about, n = run.run, run.cells["n"]
+    parts = [
+        f"{_range(int(n.min()), int(n.max()))} images a trial" if len(n) else "",
+        wording.moment(about["finished"]) if about.get("finished") else "",
+        wording.duration(float(about["seconds"])) if about.get("seconds") else "",
+        _machine(run),
+        f"commit {str(about['git_commit'])[:10]}" if about.get("git_commit") else "",
+    ]
+    return [part for part in parts if part]
+
+
+def _facts(run: ReportedRun) -> list[tuple[str, str]]:
     """What was run, where and with what; a fact that run.json does not hold is left out."""
     about, model, config = run.run, mapping(run.run.get("model")), run.config
-    when = " to ".join(str(about[key]) for key in ("started", "finished") if about.get(key))
+    when = " to ".join(wording.moment(about[key]) for key in ("started", "finished") if about.get(key))
+    counts = mapping(about.get("counts"))
     took = f" ({wording.duration(float(about['seconds']))})" if about.get("seconds") else ""
     size = f"{float(model['parameters']) / 1e6:.3g} M parameters" if model.get("parameters") else None
     n = run.cells["n"]
@@ -145,28 +162,34 @@ def _facts(run: RunDirectory) -> list[tuple[str, str]]:
         "Model": ", ".join(str(part) for part in (model.get("path"), model.get("revision"), size) if part),
         "Protocols": ", ".join(run.trials["protocol"].unique()),
         "Images a trial": _range(int(n.min()), int(n.max())) if len(n) else None,
-        "Counts": wording.plain(mapping(about.get("counts"))),
+        "Counts": ", ".join(f"{number:,} {noun}" for noun, number in counts.items() if isinstance(number, int)),
         "When": when + took,
-        "Machine": wording.plain(about["device"]) if about.get("device") else None,
+        "Machine": _machine(run),
         "Seeds": wording.plain(about["seeds"]) if about.get("seeds") is not None else None,
         "Versions": wording.plain(mapping(about.get("versions"))),
+        "Python": about.get("python"),
+        "Timesteps": wording.plain(about["timesteps"]) if about.get("timesteps") else None,
         "Git commit": about.get("git_commit"),
         "Command": wording.plain(about["command"]) if about.get("command") else None,
     }
     return [(name, str(value)) for name, value in facts.items() if value]
 
 
+def _machine(run: ReportedRun) -> str:
+    return ", ".join(wording.plain(run.run[key]) for key in ("machine", "device") if run.run.get(key))
+
+
 def _range(low: int, high: int) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _layers(run: RunDirectory) -> list[tuple[str, str]]:
+def _layers(run: ReportedRun) -> list[tuple[str, str]]:
     named = run.trials.drop_duplicates("layer_index").sort_values("layer_index")
     named = named[named["level"].isin(["head", "layer"])]
     return [(f"L{int(trial.layer_index)}", str(trial.layer)) for trial in named.itertuples()]
 
 
-def _data(run: RunDirectory) -> list[dict[str, str]]:
+def _data(run: ReportedRun) -> list[dict[str, str]]:
     described = mapping(run.run.get("data"))
     rows = []
     for name in run.trials["dataset"].drop_duplicates():
@@ -183,7 +206,7 @@ def _data(run: RunDirectory) -> list[dict[str, str]]:
     return rows
 
 
-def _method(run: RunDirectory) -> dict[str, Any]:
+def _method(run: ReportedRun) -> dict[str, Any]:
     """The figures that "Method and limits" quotes."""
     n, cells = run.cells["n"], run.cells
     smallest = detectable_percent(cells, run.stats.alpha) if len(cells) else math.nan
@@ -192,8 +215,8 @@ def _method(run: RunDirectory) -> dict[str, Any]:
         "families": wording.count(len(cells.drop_duplicates(["layer_index", "window_index"])), "family").replace(
             "familys", "families"
         ),
-        "margin": f"{100 * math.expm1(run.stats.margin):.3g}",
-        "margin_low": f"{-100 * math.expm1(-run.stats.margin):.3g}",
+        "margin": f"{100 * run.stats.margin:g}",
+        "margin_low": f"{-100 * math.expm1(-run.stats.log_margin):.3g}",
         "detectable": wording.percent(smallest),
         "stopped_early": int(cells["stopped"].notna().sum()),
         "futile": int((cells["stopped"] == "futile").sum()),

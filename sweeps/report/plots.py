@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import beta
 
 from sweeps.report import wording
-from sweeps.report.run_directory import CALLED, CELL_KEYS, VERDICTS
+from sweeps.report.reported_run import CALLED, CELL_KEYS, VERDICTS
 from sweeps.report.theme import LIGHT, dataset_colour
 
 _MARKERS = ("o", "D", "s", "^")
@@ -31,7 +31,7 @@ def forest(cells: pd.DataFrame, datasets: tuple[str, ...], margin: float) -> Fig
         ends = [_log_ratio(trial.ci_low), _log_ratio(trial.ci_high)]
         axes.plot(ends, [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
         axes.plot(trial.mean_log_ratio, row, _MARKERS[index % 4], color=colour, markersize=5)
-    labels = [f"{wording.site(trial)} · {trial.variant} · {wording.window(trial)}" for trial in cells.itertuples()]
+    labels = [wording.cell(trial) for trial in cells.itertuples()]
     axes.set_yticks(range(rows), labels, color=LIGHT["ink"])
     axes.set_ylim(rows - 0.3, -0.7)
     _reference(axes.axvline, axes.axvspan, margin)
@@ -40,7 +40,7 @@ def forest(cells: pd.DataFrame, datasets: tuple[str, ...], margin: float) -> Fig
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("percent degradation, with its interval")
-    keys = [_key(_MARKERS[i % 4], dataset_colour(i), name) for i, name in enumerate(datasets)]
+    keys = [_key(_MARKERS[i % 4], dataset_colour(i), wording.short(name)) for i, name in enumerate(datasets)]
     figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handletextpad=0.3)
     return figure
 
@@ -60,10 +60,12 @@ def volcano(cells: pd.DataFrame, datasets: tuple[str, ...], margin: float) -> Fi
                 )  # fmt: skip
         for trial in here[here["verdict"] == "degraded"].drop_duplicates("level").itertuples():
             at = (trial.mean_log_ratio, float(_minus_log10(trial.p)))
-            axes.annotate(wording.site(trial), at, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right")
+            axes.annotate(
+                wording.short(wording.site(trial)), at, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right"
+            )
         _reference(axes.axvline, axes.axvspan, margin)
         _percent_axis(axes.xaxis)
-        axes.set_title(dataset)
+        axes.set_title(wording.short(dataset, 40))
         axes.set_xlabel("percent degradation")
     panels[0].set_ylabel("−log10 p, one-sided")
     keys = [_key("o", LIGHT[verdict], verdict, verdict in CALLED) for verdict in VERDICTS]
@@ -108,6 +110,7 @@ def contrast(pairs: pd.DataFrame, first: str, second: str, margin: float) -> Fig
 
     Single heads where there are any: whole layers would stretch the axes.
     """
+    first, second = wording.short(first), wording.short(second)
     pairs = pairs[pairs["level"] == "head"] if (pairs["level"] == "head").any() else pairs
     figure = Figure(figsize=(10.9, 4.6), layout="constrained")
     scatter, dumbbell = figure.subplots(1, 2, width_ratios=(1, 1.1))
@@ -152,7 +155,7 @@ def _draw_dumbbell(axes: Axes, heads: pd.DataFrame, first: str, second: str, mar
         axes.plot(ends, [row, row], color=LIGHT["rule"], linewidth=2, zorder=1)
         for index, end in enumerate(ends):
             axes.plot(end, row, _MARKERS[index], color=dataset_colour(index), markersize=5)
-    labels = [f"{wording.site(cell)} · {cell.variant} · {wording.window(cell)}" for cell in heads.itertuples()]
+    labels = [wording.cell(cell) for cell in heads.itertuples()]
     axes.set_yticks(range(len(heads)), labels, color=LIGHT["ink"])
     axes.set_ylim(max(len(heads), 1) - 0.3, -0.7)
     _reference(axes.axvline, axes.axvspan, margin)

@@ -11,10 +11,10 @@ import pandas as pd
 from PIL import Image
 
 from sweeps.report import wording
-from sweeps.report.run_directory import CELL_KEYS, SITE_KEYS, RunDirectory
+from sweeps.report.reported_run import CALLED, CELL_KEYS, SITE_KEYS, ReportedRun
 
 BUDGET_BYTES = 3_000_000
-_HEADS, _OTHERS = 6, 3  # distinct sites shown a data set
+_HEADS, _OTHERS = 5, 3  # distinct sites shown a data set
 _SMALLER_WIDTH = 600
 
 
@@ -40,13 +40,14 @@ class Gallery:
         return sum(map(len, self.by_dataset.values()))
 
 
-def sample_gallery(run: RunDirectory, budget: int = BUDGET_BYTES) -> Gallery:
-    """The strongest effects on each data set that have samples, each site once, in its strongest cell."""
+def sample_gallery(run: ReportedRun, budget: int = BUDGET_BYTES) -> Gallery:
+    """The strongest called effects on each data set that have samples, each site once, in its strongest cell."""
     folder = run.path / "samples"
     files = {path.stem: path for path in folder.glob("*.png")} if folder.is_dir() else {}
     sampled = run.trials[run.trials["trial_id"].isin(files)]
     keys = ["dataset", *CELL_KEYS]
-    merged = run.cells.merge(sampled[[*keys, "trial_id"]], on=keys, suffixes=("", "_sampled"))
+    called = run.cells[run.cells["verdict"].isin(CALLED)]
+    merged = called.merge(sampled[[*keys, "trial_id"]], on=keys, suffixes=("", "_sampled"))
     chosen = {name: list(_strongest_sites(merged[merged["dataset"] == name])) for name in run.datasets}
     share = budget // max(1, sum(map(len, chosen.values())))
     grids: dict[str, list[SampleGrid]] = {name: [] for name in run.datasets}
@@ -58,7 +59,7 @@ def sample_gallery(run: RunDirectory, budget: int = BUDGET_BYTES) -> Gallery:
             except OSError:
                 unreadable += 1
                 continue
-            effect = wording.effect(trial, run.stats.confidence)
+            effect = wording.effect(trial)
             where = f"{trial.variant}, {wording.window(trial)}"
             grids[name].append(SampleGrid(trial.trial_id, wording.site(trial), where, effect, uri, width, height))
     return Gallery({name: shown for name, shown in grids.items() if shown}, len(files), unreadable)

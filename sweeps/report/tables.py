@@ -7,7 +7,7 @@ import pandas as pd
 
 from sweeps.report import wording
 from sweeps.report.findings import verdict_counts
-from sweeps.report.run_directory import CALLED, STOPPED, RunDirectory
+from sweeps.report.reported_run import CALLED, STOPPED, ReportedRun
 from sweeps.report.theme import bin_name
 
 
@@ -81,16 +81,16 @@ def trial_rows(cells: pd.DataFrame) -> list[TrialRow]:
     return [_trial_row(rank, trial) for rank, trial in enumerate(cells.itertuples(), start=1)]
 
 
-def tally(run: RunDirectory) -> list[TallyRow]:
+def tally(run: ReportedRun) -> list[TallyRow]:
     """Counts of verdicts and early stops for each mode, data set and level; then all together."""
     parts = run.cells.groupby(["variant", "dataset", "level"], sort=False)
-    rows = [_tally_row(*map(str, names), part) for names, part in parts]
+    rows = [_tally_row(str(mode), str(data), str(level), part) for (mode, data, level), part in parts]
     rows.sort(key=lambda row: (row.mode, run.datasets.index(row.dataset), row.level))
     return [*rows, _tally_row("all", "all", "all", run.cells)]
 
 
-def metric_rows(run: RunDirectory, rows: int = 12) -> tuple[list[str], list[MetricRow]]:
-    """The metrics, and their effects for the strongest heads: each head once on each data set, in its strongest cell."""
+def metric_rows(run: ReportedRun, rows: int = 12) -> tuple[list[str], list[MetricRow]]:
+    """The metrics, and a row of them for each of the strongest heads: once on each data set, in its strongest cell."""
     heads = run.cells[run.cells["level"] == "head"].drop_duplicates(["dataset", "layer_index", "head", "stream"])
     heads = heads.head(rows)
     here = run.effects[run.effects["trial_id"].isin(heads["trial_id"])]
@@ -102,18 +102,17 @@ def metric_rows(run: RunDirectory, rows: int = 12) -> tuple[list[str], list[Metr
     ]
 
 
-def comparison_rows(run: RunDirectory, limit: int) -> list[ComparisonRow]:
-    """The surest first. A group that is a trial's id is written as that trial."""
-    names = _trial_names(run.trials, run.comparisons["group"])
+def comparison_rows(run: ReportedRun, limit: int) -> list[ComparisonRow]:
+    """The surest first."""
     ordered = run.comparisons.sort_values(["q", "p"], kind="stable").head(limit)
     return [
         ComparisonRow(
             name=str(row.name),
             metric=str(row.metric),
-            group=names.get(row.group, "" if row.group is None else str(row.group)),
-            estimate=_number(row.estimate, wording.number),
-            ci_low=_number(row.ci_low, wording.number),
-            ci_high=_number(row.ci_high, wording.number),
+            group="" if row.group is None else str(row.group),
+            estimate=_number(row.estimate, wording.estimate),
+            ci_low=_number(row.ci_low, wording.estimate),
+            ci_high=_number(row.ci_high, wording.estimate),
             p=_number(row.p, wording.probability),
             q=_number(row.q, wording.probability),
             n_a=wording.number(row.n_a),
@@ -123,7 +122,7 @@ def comparison_rows(run: RunDirectory, limit: int) -> list[ComparisonRow]:
     ]
 
 
-def failure_rows(run: RunDirectory) -> list[FailureRow]:
+def failure_rows(run: ReportedRun) -> list[FailureRow]:
     names = _trial_names(run.trials, run.failures["trial_id"])
     return [
         FailureRow(

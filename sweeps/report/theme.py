@@ -5,6 +5,7 @@ that one drawing serves both themes. Effects have the same colour in every repor
 """
 
 import bisect
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ DARK = {
     "data-4": "#aeb8c2",
 }
 
-FIGURE_STYLE = {
+FIGURE_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": LIGHT["ink"],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterable
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from sweeps.report.cell_grid import WHOLE_LAYER
 
 MINUS = "−"
+CONFIDENCE = "95%"  # of the intervals in effects.parquet
 
 
 def percent(value: float) -> str:
@@ -33,6 +35,10 @@ def probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
 
 
+def estimate(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS) if math.isfinite(value) else "–"
+
+
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
@@ -52,7 +58,17 @@ def site(trial: Any) -> str:
 
 
 def window(trial: Any) -> str:
-    return f"t\u00a0{number(trial.t_start)}–{number(trial.t_end)}"
+    return f"t {number(trial.t_start)}–{number(trial.t_end)}"
+
+
+def short(text: str, letters: int = 24) -> str:
+    """For figures, where a long name would leave no room for the data; the page's tables have it in full."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def cell(trial: Any) -> str:
+    """The label of a row of a figure."""
+    return f"{short(site(trial))} · {short(trial.variant)} · {window(trial)}"
 
 
 def number(value: Any) -> str:
@@ -67,14 +83,23 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def effect(trial: Any, confidence: str) -> str:
-    return f"{percent(trial.percent)} ({confidence} CI {interval(trial.ci_low, trial.ci_high)})"
+def moment(text: Any) -> str:
+    """2026-03-14 09:12 UTC from an ISO timestamp; any other text as it is."""
+    try:
+        when = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".strip()
 
 
-def tooltips(cells: pd.DataFrame, confidence: str) -> dict[str, str]:
+def effect(trial: Any) -> str:
+    return f"{percent(trial.percent)} ({CONFIDENCE} CI {interval(trial.ci_low, trial.ci_high)})"
+
+
+def tooltips(cells: pd.DataFrame) -> dict[str, str]:
     return {
         str(trial.trial_id): f"{site(trial)} · {trial.variant} · {window(trial)} · {trial.dataset}\n"
-        f"{effect(trial, confidence)}\n{trial.verdict}, q = {probability(trial.q)}, n = {int(trial.n)}"
+        f"{effect(trial)}\n{trial.verdict}, q = {probability(trial.q)}, n = {int(trial.n)}"
         for trial in cells.itertuples()
     }
 
@@ -85,8 +110,6 @@ def plain(value: Any) -> str:
         return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(plain(inner) for inner in value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
-        return f"{value:,}"
     return "–" if value is None else str(value)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,32 +41,31 @@ def write_run(content: RunContent, target: Target) -> Path:
     """Write one finished W&B run below the run directory and return its folder. Raises whatever wandb raises."""
     import wandb
 
-    with _as_found(target.wandb_dir):
-        run = wandb.init(
-            project=target.project,
-            entity=target.entity,
-            group=target.group[:128],
-            id=content.id,
-            name=content.name,
-            job_type=content.job_type,
-            tags=content.tags,
-            config=dict(content.config),
-            mode="offline",
-            settings=_lean_settings(target),
-        )
-        folder = Path(run.settings.sync_dir)
-        try:
-            if "timestep" in content.values:
-                # Trials of one head line up over the diffusion process, window after window, in one chart.
-                run.define_metric("timestep", hidden=True)
-                run.define_metric("*", step_metric="timestep")
-            run.log(_logged(content))
-            if content.files:
-                run.log_artifact(_artifact(content, target))
-        except BaseException:
-            run.finish(exit_code=1)
-            raise
-        run.finish()
+    run = wandb.init(
+        project=target.project,
+        entity=target.entity,
+        group=target.group[:128],
+        id=content.id,
+        name=content.name,
+        job_type=content.job_type,
+        tags=content.tags,
+        config=dict(content.config),
+        mode="offline",
+        settings=_lean_settings(target),
+    )
+    folder = Path(run.settings.sync_dir)
+    try:
+        if "timestep" in content.values:
+            # Trials of one head line up over the diffusion process, window after window, in one chart.
+            run.define_metric("timestep", hidden=True)
+            run.define_metric("*", step_metric="timestep")
+        run.log(_logged(content))
+        if content.files:
+            run.log_artifact(_artifact(content, target))
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
     return folder
 
 
@@ -131,31 +129,6 @@ def _artifact(content: RunContent, target: Target) -> wandb.Artifact:
     for name, path in content.files.items():
         artifact.add_file(str(path), name=name, skip_cache=True)
     return artifact
-
-
-@contextmanager
-def _as_found(wandb_dir: Path) -> Iterator[None]:
-    """Keep wandb's staging and cache in the run directory, and leave the process as it was found.
-
-    wandb replaces sys.exit and sys.excepthook, and passes its service on to child processes through the environment.
-    """
-    ours = {
-        "WANDB_DATA_DIR": str(wandb_dir),
-        "WANDB_CACHE_DIR": str(wandb_dir / "cache"),
-        "WANDB_ERROR_REPORTING": "false",
-    }
-    before = {name: os.environ.get(name) for name in (*ours, "WANDB_SERVICE")}
-    hooks = sys.exit, sys.excepthook
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        sys.exit, sys.excepthook = hooks
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class Patience:

@@ -17,6 +17,8 @@ import yaml
 from sweeps.tracking.measured import Measured
 
 Axes = Mapping[str, Any]
+GroupKey = tuple[Any, ...]
+GROUP_AXES = ("layer", "layer_index", "window_index", "t_start", "t_end")
 
 TABLE_ROWS = 10_000
 """wandb.Table.MAX_ROWS: what the W&B UI loads at once."""
@@ -76,9 +78,9 @@ class Plan:
         return str(name or self.run_dir.name)
 
     @cached_property
-    def groups(self) -> dict[tuple[Any, ...], list[str]]:
+    def groups(self) -> dict[GroupKey, list[str]]:
         """Trials per layer and window."""
-        groups: dict[tuple[Any, ...], list[str]] = {}
+        groups: dict[GroupKey, list[str]] = {}
         for trial, axes in self.trials.items():
             groups.setdefault(group_of(axes), []).append(trial)
         return groups
@@ -86,7 +88,7 @@ class Plan:
     def trial_id(self, trial: str) -> str:
         return self._run_id("trial", trial)
 
-    def group_id(self, key: tuple[Any, ...]) -> str:
+    def group_id(self, key: GroupKey) -> str:
         return self._run_id("group", key)
 
     def summary_id(self) -> str:
@@ -97,8 +99,8 @@ class Plan:
         return f"{kind}-{hashlib.sha256(json.dumps([self.name, kind, key]).encode()).hexdigest()[:16]}"
 
 
-def group_of(axes: Axes) -> tuple[Any, ...]:
-    return tuple(axes.get(key) for key in ("layer", "layer_index", "window_index", "t_start", "t_end"))
+def group_of(axes: Axes) -> GroupKey:
+    return tuple(axes.get(key) for key in GROUP_AXES)
 
 
 def trial_run(plan: Plan, trial: str, measured: Measured, samples: bool) -> RunContent:
@@ -117,9 +119,9 @@ def trial_run(plan: Plan, trial: str, measured: Measured, samples: bool) -> RunC
     )
 
 
-def group_run(plan: Plan, key: tuple[Any, ...], measured: Mapping[str, Measured], samples: bool) -> RunContent:
+def group_run(plan: Plan, key: GroupKey, measured: Mapping[str, Measured], samples: bool) -> RunContent:
     """All trials of a layer and window as a table, strongest first, with the sample grids of the strongest."""
-    axes = dict(zip(("layer", "layer_index", "window_index", "t_start", "t_end"), key))
+    axes = dict(zip(GROUP_AXES, key))
     trials = sorted(measured, key=lambda trial: _strength(measured[trial]), reverse=True)
     metrics = sorted({metric for found in measured.values() for metric in found.metrics})
     values = _timestep(axes) | {"trials": float(len(trials))}
@@ -136,7 +138,7 @@ def group_run(plan: Plan, key: tuple[Any, ...], measured: Mapping[str, Measured]
         tags=("group",),
         values=values,
         pictures={"samples": _samples(plan, trials, limit=8)} if samples else {},
-        tables={"trials": _trials_table(plan, trials[:TABLE_ROWS], measured, metrics)},
+        tables={"table": _trials_table(plan, trials[:TABLE_ROWS], measured, metrics)},
     )
 
 

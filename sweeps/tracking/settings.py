@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.tracking.environment import as_found
+
 MODES = ("auto", "offline", "online", "disabled")
 GRANULARITIES = ("auto", "trial", "group")
 
@@ -90,8 +92,9 @@ def _login_exists() -> bool:
         from wandb.sdk import wandb_setup
         from wandb.sdk.lib import wbauth
 
-        host = wandb_setup.singleton().settings.base_url
-        found = wbauth.authenticate_session(host=host, source="tracker", prompt=False, update_session=False)
+        with as_found():
+            host = wandb_setup.singleton().settings.base_url
+            found = wbauth.authenticate_session(host=host, source="tracker", prompt=False, update_session=False)
         return found is not None
     except Exception:
         return False

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sweeps.tracking.client import Target
-from sweeps.tracking.contents import Plan, group_of, group_run, trial_run
+from sweeps.tracking.contents import GroupKey, Plan, group_of, group_run, trial_run
 from sweeps.tracking.ledger import Ledger
-from sweeps.tracking.measured import RecordIndex
+from sweeps.tracking.measured import Measured, RecordIndex
 from sweeps.tracking.settings import TrackerSettings, TrackOutcome, one_line, resolve_mode
 from sweeps.tracking.summary import summary_run
 from sweeps.tracking.upload import Uploader, is_uploaded
@@ -22,6 +22,7 @@ from sweeps.tracking.writer import RunWriter
 CHUNK = 256
 """Trials reduced at once."""
 FOREVER = float("inf")
+A_DAY = 86_400.0
 
 
 def open_tracker(run_dir: str | Path, settings: TrackerSettings) -> Tracker:
@@ -42,8 +43,8 @@ def open_tracker(run_dir: str | Path, settings: TrackerSettings) -> Tracker:
 
 
 def track_from_records(run_dir: str | Path, settings: TrackerSettings) -> TrackOutcome:
-    """Log everything that is recorded and not logged yet (`mode=track`)."""
-    return open_tracker(run_dir, settings).finish()
+    """Log everything that is recorded and not logged yet (`mode=track`); no sweep waits, so it may take its time."""
+    return open_tracker(run_dir, replace(settings, finish_timeout=A_DAY)).finish()
 
 
 class Tracker:
@@ -140,29 +141,39 @@ class WandbTracker(Tracker):
         log = self._log_groups if self._by_group else self._log_trials
         return log(choose(), deadline)
 
-    def _log_trials(self, trials: Iterable[str], deadline: float) -> int:
-        plan, rows, written = self._plan, self._index.rows, 0
-        new = [trial for trial in trials if not self._writer.has(plan.trial_id(trial), str(rows[trial]))]
-        new = self._index.in_order(new)
-        for start in range(0, len(new), CHUNK):
-            measured = self._index.measure(new[start : start + CHUNK])
-            for trial, found in measured.items():
-                if self._writer.gave_up or time.monotonic() > deadline:
-                    return written
-                written += self._write(trial_run(plan, trial, found, self._settings.samples))
+    def _log_trials(self, trials: list[str], deadline: float) -> int:
+        rows, written = self._index.rows, 0
+        new = [trial for trial in trials if not self._writer.has(self._plan.trial_id(trial), str(rows[trial]))]
+        for trial, found in self._measured(new, deadline):
+            written += self._write(trial_run(self._plan, trial, found, self._settings.samples))
         return written
 
-    def _log_groups(self, trials: Iterable[str], deadline: float) -> int:
-        plan, rows, written = self._plan, self._index.rows, 0
-        groups: dict[tuple[Any, ...], list[str]] = {}
+    def _log_groups(self, trials: list[str], deadline: float) -> int:
+        rows, written = self._index.rows, 0
+        groups: dict[GroupKey, list[str]] = {}
         for trial in trials:
-            groups.setdefault(group_of(plan.trials[trial]), []).append(trial)
-        for key, members in groups.items():
-            if self._writer.gave_up or time.monotonic() > deadline:
-                return written
-            if not self._writer.has(plan.group_id(key), str(sum(rows[trial] for trial in members))):
-                written += self._write(group_run(plan, key, self._index.measure(members), self._settings.samples))
+            groups.setdefault(group_of(self._plan.trials[trial]), []).append(trial)
+        groups = {
+            key: members
+            for key, members in groups.items()
+            if not self._writer.has(self._plan.group_id(key), str(sum(rows[trial] for trial in members)))
+        }
+        parts: dict[GroupKey, dict[str, Measured]] = {key: {} for key in groups}
+        for trial, found in self._measured([trial for members in groups.values() for trial in members], deadline):
+            key = group_of(self._plan.trials[trial])
+            parts[key][trial] = found
+            if len(parts[key]) == len(groups[key]):
+                written += self._write(group_run(self._plan, key, parts.pop(key), self._settings.samples))
         return written
+
+    def _measured(self, trials: list[str], deadline: float) -> Iterator[tuple[str, Measured]]:
+        """In the order of the part files, so that each is read about once; ends early at the deadline."""
+        trials = self._index.in_order(trials)
+        for start in range(0, len(trials), CHUNK):
+            for trial, found in self._index.measure(trials[start : start + CHUNK]).items():
+                if self._writer.gave_up or time.monotonic() > deadline:
+                    return
+                yield trial, found
 
     def _log_summary(self) -> None:
         self._write(summary_run(self._plan, len(self._recorded()), self._settings.samples), patience=2)
@@ -233,7 +244,8 @@ class WandbTracker(Tracker):
         lines.append(f"Look:   wandb leet {outcome.directory}")
         if outcome.uploaded < runs:
             lines.append(f"Upload: wandb sync {outcome.directory}")
-        if outcome.pending or outcome.failed:
-            why = f" ({outcome.errors[0]})" if outcome.errors else ""
-            lines.append(f"{outcome.pending} trials are not logged{why}: mode=track logs them from the records.")
+        if outcome.errors:
+            lines.append(f"Failed attempts: {outcome.failed}, the first: {outcome.errors[0]}")
+        if outcome.pending or outcome.errors:
+            lines.append(f"{outcome.pending} recorded trials are not logged; mode=track logs what is missing.")
         return "\n".join(lines)

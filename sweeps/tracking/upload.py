@@ -17,17 +17,12 @@ PARALLEL = 8
 ATTEMPTS = 2
 """Batches that a run may be part of before it is left to a later `wandb sync`."""
 
-# Few retries and short waits: what could not be uploaded stays on disk, and `wandb sync` takes it up again.
-PATIENCE = {
-    "WANDB_INIT_TIMEOUT": "20",
-    "WANDB_HTTP_TIMEOUT": "10",
-    "WANDB__GRAPHQL_RETRY_MAX": "3",
+# Until the first run has arrived: a server that is not there, or does not answer, is found out within half a minute.
+IMPATIENCE = {
+    "WANDB_HTTP_TIMEOUT": "8",
+    "WANDB__GRAPHQL_RETRY_MAX": "2",
     "WANDB__GRAPHQL_RETRY_WAIT_MIN_SECONDS": "0.5",
-    "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "3",
-    "WANDB__FILE_STREAM_RETRY_MAX": "3",
-    "WANDB__FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "3",
-    "WANDB__FILE_TRANSFER_RETRY_MAX": "3",
-    "WANDB__FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "3",
+    "WANDB__GRAPHQL_RETRY_WAIT_MAX_SECONDS": "2",
 }
 
 
@@ -76,7 +71,10 @@ class Uploader:
 
     def _start_batch(self) -> None:
         size = BATCH if self._works else PARALLEL  # a few runs find out whether the server answers
-        self._batch, self._queue = self._queue[:size], self._queue[size:]
+        queue = [run for run in self._queue if run.is_dir()]  # some have made way for a later state of the same run
+        self._batch, self._queue = queue[:size], queue[size:]
+        if not self._batch:
+            return
         self._attempts.update(self._batch)
         command = [sys.executable, "-m", "wandb", "sync", "-n", str(PARALLEL), *map(str, self._batch)]
         self._started = time.monotonic()
@@ -124,5 +122,10 @@ class Uploader:
     def _environment(self) -> dict[str, str]:
         # Not this process's wandb service, and not its offline mode.
         inherited = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_MODE", "WANDB_SILENT")}
-        cache = self._log.parent / "cache"
-        return PATIENCE | inherited | {"WANDB_CACHE_DIR": str(cache), "WANDB_DATA_DIR": str(self._log.parent)}
+        wandb_dir = self._log.parent
+        ours = {
+            "WANDB_DIR": str(wandb_dir.parent),
+            "WANDB_DATA_DIR": str(wandb_dir),
+            "WANDB_CACHE_DIR": str(wandb_dir / "cache"),
+        }
+        return ({} if self._works else IMPATIENCE) | inherited | ours

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sweeps.tracking.client import Hung, Patience, Target, write_run
 from sweeps.tracking.contents import RunContent
+from sweeps.tracking.environment import as_found
 from sweeps.tracking.ledger import Entry, Ledger
 from sweeps.tracking.settings import one_line
 
@@ -49,7 +50,8 @@ class RunWriter:
         for folder in self._folders.pop(content.id, []):
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            folder = self._patience.call(lambda: write_run(content, self.target), patience * self.target.timeout)
+            with as_found(self.target.wandb_dir):
+                folder = self._patience.call(lambda: write_run(content, self.target), patience * self.target.timeout)
         except Exception as error:
             self.count(error)
             return None

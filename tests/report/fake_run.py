@@ -105,25 +105,35 @@ def _effect(trial_id: str, metric: str, g: np.ndarray) -> dict:
 
 
 def _verdict(effect, margin: float) -> str:
+    low, high = np.log1p(np.array([effect.ci_low, effect.ci_high]) / 100)
+    if -np.log1p(margin) < low and high < np.log1p(margin):
+        return "negligible"
     if effect.q < 0.05:
         return "degraded"
-    if effect.p > 0.999:
-        return "improved"
-    low, high = np.log1p(np.array([effect.ci_low, effect.ci_high]) / 100)
-    return "negligible" if -margin < low and high < margin else "inconclusive"
+    return "improved" if effect.p > 0.999 else "inconclusive"
 
 
 def fake_comparisons(trials: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:
     rng = np.random.default_rng(sweep.seed + 1)
     rows = []
-    for layer, head in product(range(sweep.layers), range(sweep.heads)):
-        ratio = rng.normal(1.0, 0.08)
+    for layer, head, mode, window in product(
+        range(sweep.layers), range(sweep.heads), sweep.modes, range(sweep.windows)
+    ):
+        difference = rng.normal(0, 0.08)
         rows.append(
             {
-                "name": "dataset_contrast", "metric": "noise_mse", "group": f"L{layer}H{head}", "estimate": ratio,
-                "ci_low": ratio - 0.1, "ci_high": ratio + 0.1, "p": rng.random(), "q": 0.6, "n_a": 64, "n_b": 64,
+                "name": f"data set contrast: {sweep.datasets[-1]} - {sweep.datasets[0]}",
+                "metric": "noise_mse",
+                "group": f"layer {layer} head {head} | {mode} | window {window}",
+                "estimate": difference,
+                "ci_low": difference - 0.1,
+                "ci_high": difference + 0.1,
+                "p": rng.random(),
+                "q": 0.6,
+                "n_a": IMAGES,
+                "n_b": IMAGES,
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 
@@ -155,7 +165,7 @@ def write_fake_run(path: Path, sweep: FakeSweep | None = None) -> Path:
         {
             "trial_id": failed,
             "error": "RuntimeError: expected 64 tokens, got 63",
-            "traceback": 'Traceback (most recent call last):\n  File "x.py", line 1\nRuntimeError: <script>alert(1)</script>',
+            "traceback": "Traceback (most recent call last):\\nRuntimeError: <script>alert(1)</script>",
             "attempts": 3,
         }
     ).to_parquet(path / "failures.parquet")
@@ -192,7 +202,8 @@ def fake_run_json(trials: pd.DataFrame, effects: pd.DataFrame, sweep: FakeSweep)
         "finished": "2026-03-14T09:21:40+00:00",
         "seconds": 573.2,
         "versions": {"circuit-sweep": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.1", "python": "3.11.7"},
-        "device": "cpu, 2 cores",
+        "machine": "Linux x86_64, 2 CPU threads",
+        "device": "CPU",
         "git_commit": "0f3a9c1d2b4e5f60718293a4b5c6d7e8f9012345",
         "seeds": {"run": 0, "images": 64, "samples": 4},
         "counts": {"trials": len(trials), "recorded": len(trials) - 1, "failed": 1, "rows": len(effects) * IMAGES},

@@ -1,20 +1,20 @@
-"""The files of a run directory that the report reads, checked once at the door."""
+"""The parts of a run that the report shows, checked once at the door."""
 
 import difflib
-import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
+
+from sweeps.records import RunDirectory, RunDirectoryError
 
 VERDICTS = ("degraded", "improved", "negligible", "inconclusive")
 CALLED = ("degraded", "improved")  # the verdicts that are claims of an effect
 STOPPED = ("decided", "futile")
 
-REQUIRED_FILES = ("config.yaml", "run.json", "trials.parquet", "effects.parquet")
 TRIAL_COLUMNS = (
     "trial_id", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength",
     "window_index", "t_start", "t_end",
@@ -32,19 +32,19 @@ CELL_KEYS = [*SITE_KEYS, "variant", "window_index"]
 
 @dataclass(frozen=True)
 class Stats:
-    """What was registered under `stats` before the run. `margin` is on the log scale, `alpha` two-sided for CIs."""
+    """What was registered under `stats` before the run; negligible is within a factor of 1 + margin."""
 
     metric: str = "noise_mse"
     margin: float = 0.05
     alpha: float = 0.05
 
     @property
-    def confidence(self) -> str:
-        return f"{100 * (1 - self.alpha):g}%"
+    def log_margin(self) -> float:
+        return math.log1p(self.margin)
 
 
 @dataclass(frozen=True)
-class RunDirectory:
+class ReportedRun:
     path: Path
     config: dict[str, Any]
     run: dict[str, Any]
@@ -83,36 +83,44 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_run(path: Path) -> RunDirectory:
-    path = Path(path)
-    missing = [name for name in REQUIRED_FILES if not (path / name).is_file()]
+def read_run(path: Path) -> ReportedRun:
+    """Read what a report needs.
+
+    Raises:
+        RunDirectoryError: a file is missing, or does not hold what it should.
+    """
+    directory = RunDirectory(Path(path))
+    required = (directory.config, directory.run, directory.trials, directory.effects)
+    missing = [file.name for file in required if not file.is_file()]
     if missing:
-        raise FileNotFoundError(f"no report without {', '.join(missing)} in {path} (mode=aggregate writes the effects)")
-    config = mapping(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-    trials = _table(path / "trials.parquet", TRIAL_COLUMNS)
-    effects = _table(path / "effects.parquet", EFFECT_COLUMNS)
+        raise RunDirectoryError(f"no report without {', '.join(missing)} in {directory.path}")
+    config = mapping(directory.read_config())
+    trials = _table(directory.trials, TRIAL_COLUMNS)
+    effects = _table(directory.effects, EFFECT_COLUMNS)
     stats = _stats(mapping(config.get("stats")))
     _check_effects(effects, trials, stats)
-    return RunDirectory(
-        path=path,
+    return ReportedRun(
+        path=directory.path,
         config=config,
-        run=mapping(json.loads((path / "run.json").read_text(encoding="utf-8"))),
+        run=mapping(directory.read_run()),
         trials=_with_variant(trials),
         effects=effects if "stopped" in effects else effects.assign(stopped=None),
-        comparisons=_table(path / "comparisons.parquet", COMPARISON_COLUMNS, optional=True),
-        failures=_table(path / "failures.parquet", FAILURE_COLUMNS, optional=True),
+        comparisons=_optional(directory.comparisons, COMPARISON_COLUMNS),
+        failures=_optional(directory.failures, FAILURE_COLUMNS),
         stats=stats,
     )
 
 
-def _table(path: Path, columns: tuple[str, ...], optional: bool = False) -> pd.DataFrame:
-    if optional and not path.is_file():
-        return pd.DataFrame(columns=list(columns))
+def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     table = pd.read_parquet(path)
     absent = [column for column in columns if column not in table]
     if absent:
-        raise ValueError(f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(table.columns)}")
+        raise RunDirectoryError(f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(table.columns)}")
     return table
+
+
+def _optional(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    return _table(path, columns) if path.is_file() else pd.DataFrame(columns=list(columns))
 
 
 def _stats(section: dict[str, Any]) -> Stats:
@@ -123,17 +131,19 @@ def _stats(section: dict[str, Any]) -> Stats:
 def _check_effects(effects: pd.DataFrame, trials: pd.DataFrame, stats: Stats) -> None:
     unplanned = set(effects["trial_id"]) - set(trials["trial_id"])
     if unplanned:
-        raise ValueError(
+        raise RunDirectoryError(
             f"effects.parquet has {len(unplanned)} trials that trials.parquet lacks, such as {min(unplanned)}"
         )
     strange = set(effects["verdict"].dropna()) - set(VERDICTS)
     if strange:
-        raise ValueError(f"expected the verdicts {', '.join(VERDICTS)}; got {', '.join(sorted(strange))}")
+        raise RunDirectoryError(f"expected the verdicts {', '.join(VERDICTS)}; got {', '.join(sorted(strange))}")
     metrics = sorted(set(effects["metric"]))
     if metrics and stats.metric not in metrics:
         near = difflib.get_close_matches(stats.metric, metrics, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
-        raise ValueError(f"stats.metric={stats.metric} is not in effects.parquet, which has {', '.join(metrics)}{hint}")
+        raise RunDirectoryError(
+            f"stats.metric={stats.metric} is not in effects.parquet, which has {', '.join(metrics)}{hint}"
+        )
 
 
 def _with_variant(trials: pd.DataFrame) -> pd.DataFrame:

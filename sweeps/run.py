@@ -1,0 +1,193 @@
+"""Measure leases. Works without Ray: the same runner serves a worker actor and this process."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from circuits.data.sources import SourceSpec, load_data_set
+from circuits.denoisers import Denoiser, load_denoiser
+from circuits.engine import Engine, Generated, Paired
+from circuits.metrics import sample_distances, sample_metrics
+from circuits.sites import find_sites
+from circuits.statistics import percent
+from sweeps.aggregate import gains
+from sweeps.leases import Lease
+from sweeps.plan import Subject, Trial, generated
+from sweeps.records import Failure, RunDirectory, measurement_table, publish
+
+ATTEMPTS = 2
+_MAGNIFY = 2
+
+
+@dataclass(frozen=True)
+class SubjectSpec:
+    """What a worker needs to load the model and the data sets; plain values, so it travels anywhere."""
+
+    model_name: str
+    model_path: str
+    dtype: str
+    device: str
+    sources: tuple[SourceSpec, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """A worker's whole assignment.
+
+    Attributes:
+        images: images loaded per data set; trials use the first ones.
+        rows: rows of a forward; 0 chooses for the device.
+        threads: CPU threads of this worker; 0 leaves torch's default.
+        metric: the primary metric, for the progress display only.
+    """
+
+    subject: SubjectSpec
+    steps: int
+    seed: int
+    rows: int
+    threads: int
+    run_dir: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class LeaseOutcome:
+    """What became of a lease.
+
+    Attributes:
+        percents: degradation of each recorded trial, for the progress display; the effects come from the records.
+        rows: rows run, baselines included.
+    """
+
+    percents: dict[str, float]
+    failures: tuple[Failure, ...]
+    rows: int
+    seconds: float
+    peak_memory: int = 0
+
+
+def load_subject(spec: SubjectSpec) -> Subject:
+    """Load model and data; raises ModelError or DataError, one line each."""
+    denoiser = load_denoiser(spec.model_path, name=spec.model_name, device=spec.device, dtype=spec.dtype)
+    return Subject(denoiser, find_sites(denoiser), load_data(spec, denoiser))
+
+
+def load_data(spec: SubjectSpec, denoiser: Denoiser) -> dict:
+    label_mode = "class" if denoiser.classes else "none"
+    return {
+        source.name: load_data_set(
+            source, images=spec.images, size=denoiser.size, channels=denoiser.channels, label_mode=label_mode
+        )
+        for source in spec.sources
+    }
+
+
+class Runner:
+    """A loaded model that measures leases and records them."""
+
+    def __init__(self, spec: RunnerSpec, subject: Subject | None = None) -> None:
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        self._subject = subject or load_subject(spec.subject)
+        device = self._subject.denoiser.device
+        self._engine = Engine(
+            self._subject.denoiser,
+            self._subject.layers,
+            self._subject.data,
+            steps=spec.steps,
+            seed=spec.seed,
+            rows=spec.rows or (256 if device.type == "cuda" else 32),
+        )
+        self._directory = RunDirectory(Path(spec.run_dir))
+        self._metric = spec.metric
+
+    def ping(self) -> bool:
+        """Whether this worker is up: the pool asks after a worker was lost."""
+        return True
+
+    def run(self, lease: Lease) -> LeaseOutcome:
+        """Measure a lease and write its part. A trial that raises is measured alone, twice, and then recorded as failed."""
+        started, rows = time.monotonic(), self._engine.rows_run
+        tables: list[pa.Table] = []
+        percents: dict[str, float] = {}
+        failures: list[Failure] = []
+        try:
+            tables.append(self._measure(lease.trials, percents))
+        except Exception:
+            percents.clear()
+            for trial in lease.trials:
+                outcome = self._measure_alone(trial, percents)
+                if isinstance(outcome, Failure):
+                    failures.append(outcome)
+                else:
+                    tables.append(outcome)
+        if tables:
+            self._directory.write_part(lease.lease_id, pa.concat_tables(tables))
+        peak = torch.cuda.max_memory_allocated() if self._subject.denoiser.device.type == "cuda" else 0
+        return LeaseOutcome(percents, tuple(failures), self._engine.rows_run - rows, time.monotonic() - started, peak)
+
+    def _measure_alone(self, trial: Trial, percents: dict[str, float]) -> pa.Table | Failure:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._measure((trial,), percents)
+            except Exception as error:
+                if attempt == ATTEMPTS:
+                    line = f"{type(error).__name__}: {error}".splitlines()[0]
+                    return Failure(trial.trial_id, line, traceback.format_exc(), attempt)
+        raise AssertionError("unreachable")
+
+    def _measure(self, trials: tuple[Trial, ...], percents: dict[str, float]) -> pa.Table:
+        first = trials[0]
+        interventions = [t.intervention for t in trials]
+        ids = [t.trial_id for t in trials]
+        paired: dict[str, Paired] = {}
+        if first.protocol == "denoise":
+            paired |= self._engine.denoise(first.dataset, first.window, interventions, first.images)
+        if generated(first):
+            made = self._engine.sample(first.dataset, first.window, interventions, generated(first))
+            paired |= measure_generated(made, properties=first.protocol == "sample")
+            for index, trial in enumerate(trials):
+                shown = slice(0, max(1, trial.samples))
+                save_grid(
+                    self._directory.samples / f"{trial.trial_id}.png", made.baseline[shown], made.ablated[index][shown]
+                )
+        # The registered metric, or under protocol ``sample`` the first property that both images have.
+        shown_metric = paired.get(self._metric) or next(iter(paired.values()))
+        g = gains(shown_metric.ablated.numpy(), shown_metric.baseline.numpy())
+        percents.update(zip(ids, percent(g.mean(axis=1)).tolist(), strict=True))
+        return pa.concat_tables(
+            measurement_table(ids, name, pair.baseline.numpy(), pair.ablated.numpy()) for name, pair in paired.items()
+        )
+
+
+def measure_generated(made: Generated, *, properties: bool) -> dict[str, Paired]:
+    """Metrics of generated images: properties that baseline and ablated images both have, and distances between them."""
+    variants, seeds = made.ablated.shape[:2]
+    flat = made.ablated.flatten(0, 1)
+    repeated = made.baseline.repeat(variants, 1, 1, 1)
+    found: dict[str, Paired] = {}
+    if properties:
+        before, after = sample_metrics(made.baseline), sample_metrics(flat)
+        found = {name: Paired(before[name], after[name].view(variants, seeds)) for name in before}
+    for name, values in sample_distances(flat, repeated).items():
+        found[name] = Paired(torch.zeros(seeds), values.view(variants, seeds))
+    return found
+
+
+def save_grid(target: Path, baseline: torch.Tensor, ablated: torch.Tensor) -> None:
+    """A row a seed: baseline | ablated | difference (gray is none, magnified twofold)."""
+    columns = [baseline, ablated, ((ablated - baseline) / 2).clamp(-1, 1)]
+    pixels = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    image = Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array))
+    image = image.resize((image.width * _MAGNIFY, image.height * _MAGNIFY), Image.Resampling.NEAREST)
+    publish(target, lambda temporary: image.save(temporary, format="PNG"))

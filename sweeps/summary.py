@@ -1,0 +1,103 @@
+"""What the terminal says: the plan before the work, the findings after it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from sweeps.aggregate import Aggregate
+from sweeps.config import Config
+from sweeps.leases import share_key
+from sweeps.plan import Plan, Subject
+from sweeps.progress import clock
+from sweeps.records import RunDirectory
+
+STRONGEST = 10
+_PROBE_ROWS = 32
+_PROBES = 3
+
+
+def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, directory: RunDirectory) -> None:
+    """The grid, its cost in forwards and FLOPs, and an estimated time from a probe of this machine."""
+    frame = plan.frame()
+    rows = plan.rows()
+    flops, seconds = probe(subject)
+    table = Table(title=f"{config.sweep.name} on {escape(config.model.name)}", show_header=False, title_justify="left")
+    table.add_row("trials", str(len(plan)))
+    for axis in ("dataset", "protocol", "level", "mode"):
+        table.add_row(
+            f"  {axis}", ", ".join(f"{escape(str(k))} {v}" for k, v in frame[axis].value_counts(sort=False).items())
+        )
+    windows = frame.drop_duplicates("window_index").sort_values("window_index")
+    table.add_row("  windows", ", ".join(f"{a}-{b}" for a, b in zip(windows["t_start"], windows["t_end"], strict=True)))
+    table.add_row(
+        "  layers", ", ".join(f"{layer.index} {layer.name} ({layer.heads} heads)" for layer in subject.layers)
+    )
+    table.add_row("images a trial", f"{config.sweep.images} measured, {config.sweep.samples} generated")
+    table.add_row("leases", f"at least {len({share_key(t) for t in plan.trials})}")
+    table.add_row("forwards", f"{rows:,} rows of one image")
+    table.add_row("FLOPs", f"{rows * flops:.3g} ({flops:.3g} a row)")
+    table.add_row("estimated time", f"{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")
+    table.add_row("run directory", escape(str(directory.path)))
+    console.print(table)
+
+
+def probe(subject: Subject) -> tuple[float, float]:
+    """FLOPs and seconds of one row on this machine, at a batch of 32 rows."""
+    denoiser = subject.denoiser
+    x = torch.randn(_PROBE_ROWS, denoiser.channels, denoiser.size, denoiser.size)
+    t = torch.full((_PROBE_ROWS,), denoiser.train_timesteps // 2)
+    labels = torch.zeros(_PROBE_ROWS, dtype=torch.long) if denoiser.classes else None
+    with FlopCounterMode(display=False) as counter:
+        denoiser(x, t, labels)
+    times = []
+    for _ in range(_PROBES):
+        started = time.perf_counter()
+        denoiser(x, t, labels)
+        if denoiser.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return counter.get_total_flops() / _PROBE_ROWS, min(times) / _PROBE_ROWS
+
+
+def strongest_heads(plan: Plan, effects: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The trials of single heads with the largest degradation of the registered metric, significant ones only."""
+    joined = effects.merge(plan.frame(), on="trial_id")
+    heads = joined[(joined["metric"] == metric) & (joined["head"] >= 0) & (joined["verdict"] == "degraded")]
+    return heads.sort_values("percent", ascending=False).head(STRONGEST)
+
+
+def print_summary(
+    console: Console, plan: Plan, found: Aggregate, metric: str, directory: RunDirectory, page: Path
+) -> None:
+    """Verdict counts, the ten strongest heads, and where everything lies."""
+    primary = found.effects[found.effects["metric"] == metric]
+    counts = primary["verdict"].value_counts()
+    verdicts = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("degraded", "improved", "negligible", "inconclusive"))
+    missing = f"; {found.missing} trials have no measurements" if found.missing else ""
+    console.print(f"{len(primary)} trials by {metric}: {verdicts}{missing}", highlight=False)
+    heads = strongest_heads(plan, found.effects, metric)
+    if len(heads):
+        table = Table(title="Strongest heads", title_justify="left")
+        for column in ("layer", "head", "mode", "timesteps", "data", "degradation", "95% CI", "q"):
+            table.add_column(column, justify="right" if column in {"degradation", "95% CI", "q"} else "left")
+        for row in heads.itertuples():
+            table.add_row(
+                str(row.layer_index),
+                str(row.head),
+                str(row.mode),
+                f"{row.t_start}-{row.t_end}",
+                escape(str(row.dataset)),
+                f"{row.percent:+.1f}%",
+                f"[{row.ci_low:.1f}, {row.ci_high:.1f}]".replace("[", "\\[", 1),
+                f"{row.q:.1e}",
+            )
+        console.print(table)
+    console.print(f"report: {page}\nrun directory: {directory.path}", highlight=False, soft_wrap=True, markup=False)
