@@ -29,7 +29,7 @@ class Batches:
             raise ValueError(f"a forward has at least 1 row, got rows={self.rows}")
 
     def run(self, items: Sequence[Item], forward: Callable[[list[Item]], Result], forwards: int = 1) -> list[Result]:
-        """``forward`` of consecutive pieces of ``items``, in order; a piece that runs out of memory is repeated in halves.
+        """``forward`` of consecutive pieces of ``items``, in order; one that runs out of memory is repeated in halves.
 
         Args:
             forward: must not keep anything of a piece but what it returns, or a repeated piece would count twice.

@@ -124,7 +124,7 @@ class Denoiser:
     ) -> Float[torch.Tensor, "n c h w"]:
         """Error of the noise prediction, computed from the error of the network's own target.
 
-        The two are proportional, and near pure noise (alpha ~ 1e-5) the difference of two noises would be rounding only.
+        The two are proportional, and near pure noise (alpha ~ 1e-5) a difference of noises would be rounding only.
         """
         alpha, sigma = self.signal_and_noise(t)
         x0, noise = x0.to(self.device), noise.to(self.device)
@@ -246,12 +246,7 @@ def _network_folder(folder: Path) -> Path:
 
 
 def _load_network(folder: Path, dtype: torch.dtype) -> Any:
-    config = _read_json(folder / "config.json")
-    class_name = config.get("_class_name")
-    network_class: Any = getattr(diffusers, str(class_name), None)
-    if not (isinstance(network_class, type) and issubclass(network_class, ModelMixin)):
-        raise ModelError(f"model.path: {folder / 'config.json'} names {class_name!r}, which is no diffusers model")
-    _check_arguments(network_class)
+    network_class = _network_class(folder / "config.json")
     try:
         network, loaded = network_class.from_pretrained(
             folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True, output_loading_info=True
@@ -267,18 +262,23 @@ def _load_network(folder: Path, dtype: torch.dtype) -> Any:
     return network
 
 
-def _check_arguments(network_class: Any) -> None:
-    """The network must be callable with a noisy image, a timestep and at most class labels."""
+def _network_class(file: Path) -> Any:
+    """The diffusers model that a config names; it must take a noisy image, a timestep and at most class labels."""
+    name = _read_json(file).get("_class_name")
+    found = getattr(diffusers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+        raise ModelError(f"model.path: {file} names {name!r}, which is no diffusers model")
+    network_class: Any = found
     arguments = list(inspect.signature(network_class.forward).parameters.values())[2:]  # after self and the image
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = [a.name for a in arguments if a.default is a.empty and a.kind in plain and a.name != "timestep"]
     if "timestep" not in [a.name for a in arguments]:
-        raise ModelError(f"model.path: {network_class.__name__} takes no timestep, so it is no denoiser")
+        raise ModelError(f"model.path: {name} takes no timestep, so it is no denoiser")
     if required:
         raise ModelError(
-            f"model.path: {network_class.__name__} needs {', '.join(required)}; "
-            "supported are denoisers of images, timesteps and class labels"
+            f"model.path: {name} needs {', '.join(required)}; supported are denoisers of images and class labels"
         )
+    return network_class
 
 
 def _image_shape(network: Any, folder: Path) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """Run interventions on a denoiser, under two protocols, many interventions as rows of one forward.
 
-``denoise``: an image is noised to a timestep of the window with its own fixed noise; the errors of the prediction count.
+``denoise``: an image is noised to a timestep of the window with its own fixed noise; the prediction is measured.
 ``sample``: an image is generated from its own fixed seed, with the intervention during the window's sampler steps.
 """
 
@@ -143,8 +143,8 @@ class Engine:
     def denoise(self, dataset: str, window: Window, interventions: Sequence[Intervention], n: int) -> dict[str, Paired]:
         """Errors of the one-step prediction for the data set's first n images; every metric, per image.
 
-        Image i has the same timestep, noise and numbers whatever n, except under the two resample modes, whose donors are drawn
-        among the n images.
+        Image i has the same timestep, noise and numbers whatever n, except under the two resample modes, whose donors
+        are drawn among the n images.
 
         Raises:
             ValueError: a data set, site, mode or number of images that is not there.
@@ -225,13 +225,15 @@ class Engine:
     ) -> Generated:
         """Generate ``seeds`` images per intervention, intervening at the window's steps only.
 
-        Image i depends on seed ``first_seed + i`` alone, except under the two resample modes, whose donors are drawn among the
-        images generated together.
+        Image i depends on seed ``first_seed + i`` alone, except under the two resample modes, whose donors are drawn
+        among the images generated together.
 
         Raises:
-            ValueError: a data set, site or mode that is not there, or a window without a step of the sampler.
+            ValueError: a data set, site or mode that is not there, no seeds, or a window without a step of the sampler.
             FloatingPointError: a generated pixel is not finite.
         """
+        if seeds < 1:
+            raise ValueError(f"at least 1 image is generated, got seeds={seeds}")
         data = self._checked(dataset, interventions)
         inside = self._steps(window)
         replacements = self._sample_replacements(data, inside, seeds, first_seed, interventions)
@@ -295,8 +297,8 @@ class Engine:
         modes = {i.mode for i in interventions}
         replacements: dict[int, dict[Mode, Replacement]] = {t: {} for t in steps}
         for t in steps if Mode.mean in modes else ():
-            means = {name: self._means.mean(data, t, layer)[None] for name, layer in self.layers.items()}
-            replacements[t][Mode.mean] = lambda layer, units, means=means: _rows_of(means[layer.name], units * 0)
+            means = {name: self._means.mean(data, t, layer) for name, layer in self.layers.items()}
+            replacements[t][Mode.mean] = _same_for_all(means)
         for mode in modes & {Mode.resample, Mode.resample_across}:
             trajectory = self._trajectory(self._source(data, mode), seeds, first_seed, activations=True)
             assert trajectory.activations is not None
@@ -369,6 +371,10 @@ def _concatenated(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torc
 
 def _rows_of(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return table[rows.to(table.device)]
+
+
+def _same_for_all(means: Mapping[str, Float[torch.Tensor, "tokens width"]]) -> Replacement:
+    return lambda layer, units: means[layer.name].expand(len(units), -1, -1)
 
 
 def _from_donors(activations: Activations, donor: Int[torch.Tensor, " units"]) -> Replacement:

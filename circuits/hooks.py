@@ -1,4 +1,4 @@
-"""The only place that registers hooks; each lives inside a ``with`` and is gone after it, whatever happened in between."""
+"""The only place that registers hooks; each lives inside a ``with`` and is gone after it, whatever happened inside."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def capture_outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[s
 
 @contextmanager
 def edit_attention_kernels(network: nn.Module, edits: Mapping[str, KernelEdit]) -> Iterator[list[str]]:
-    """Change what the attention kernel returns inside the named modules: the independent reference of the site self-test.
+    """Change what the attention kernel returns inside the named modules: the reference of the site self-test.
 
     Yields a list that fills with the path of the innermost module of every kernel call, edited or not.
     """

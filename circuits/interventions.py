@@ -1,15 +1,15 @@
 """What replaces the activation at a site: frozen data and pure tensor functions.
 
-Ablation misleads in known ways. Zeroing takes the model off its own distribution and overstates; a mean keeps what all inputs
-share and hides what a head always contributes; a resampled activation keeps the marginal and breaks the pairing, and is the
-closest to "this head says nothing about this image". Read them side by side.
+Ablation misleads in known ways. Zeroing takes the model off its own distribution and overstates; a mean keeps what all
+inputs share and hides what a head always contributes; a resampled activation keeps the marginal and breaks the pairing,
+and is the closest to "this head says nothing about this image". Read them side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ Level = Literal["head", "layer", "set"]
 ALL_HEADS = -1
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """How the activation at a site is replaced."""
 
     zero = "zero"

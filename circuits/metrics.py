@@ -1,4 +1,4 @@
-"""Per-image measurements. Each returns one non-negative number an image, and lower error is better; units are those of pixels in [-1, 1]."""
+"""Per-image measurements: one non-negative float32 an image, for pixels in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 Images = Float[torch.Tensor, "n c h w"]
 PerImage = Float[torch.Tensor, " n"]
 
-# Part of every trial's id: raise it when a definition below changes, so that old measurements are not mixed with new ones.
+# Part of every trial's id: raise it when a definition below changes, so that old and new measurements are not mixed.
 VERSION = 1
 
 
@@ -81,7 +81,7 @@ SAMPLE_METRICS = ("edge_energy", "high_frequency_energy", "contrast")
 """Properties of a generated image that the unablated image of the same seed has too."""
 
 SAMPLE_DISTANCES = ("sample_mse", "sample_structure")
-"""Distances to the unablated image of the same seed: zero for the baseline by construction, so never tested against zero."""
+"""Distances to the unablated image of the same seed: zero for the baseline, so never tested against zero."""
 
 
 def denoise_metrics(noise_error: Images, x0_predicted: Images, x0: Images) -> dict[str, PerImage]:

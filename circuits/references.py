@@ -18,8 +18,8 @@ from circuits.sites import AttentionLayer
 class MeanReferences:
     """Mean site activations per (data set = class, timestep, layer, token) over a data set's reference images.
 
-    Each reference image has its own fixed noise. Computed when first asked for and kept; summed in float64, so that the number
-    of rows changes the last float32 digit at most.
+    Each reference image has its own fixed noise. Computed when first asked for and kept; summed in float64, so that the
+    number of rows changes the last float32 digit at most.
     """
 
     def __init__(self, denoiser: Denoiser, layers: Sequence[AttentionLayer], seed: int, rows: int) -> None:
@@ -47,14 +47,14 @@ class MeanReferences:
             return {self._layers[path].name: activation.double().sum(0) for path, activation in seen.items()}
 
         parts = self._batches.run(range(len(images)), forward)
-        return {name: (sum(part[name] for part in parts) / len(images)).float() for name in parts[0]}
+        return {name: (torch.stack([p[name] for p in parts]).sum(0) / len(images)).float() for name in parts[0]}
 
 
 def donors(n: int, groups: int, seed: int) -> Int[torch.Tensor, " n"]:
     """For each unit another unit of its group (unit mod ``groups``), by a fixed random cycle within the group.
 
-    Units of one group share their timestep, so the donor's activation exists at the receiver's timestep, and a unit is never
-    its own donor. The cycle is drawn for n units: with another n a unit has another donor.
+    Units of one group share their timestep, so the donor's activation exists at the receiver's timestep, and a unit is
+    never its own donor. The cycle is drawn for n units: with another n a unit has another donor.
 
     Raises:
         ValueError: a group of a single unit.

@@ -1,4 +1,4 @@
-"""One forward carries many interventions: a row is one image under one intervention, and every row has its own edits."""
+"""One forward carries many interventions: a row is one image under one intervention, and each row has its own edits."""
 
 from __future__ import annotations
 

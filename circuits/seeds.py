@@ -14,7 +14,11 @@ def derive_seed(seed: int, purpose: str, *index: int) -> int:
     Args:
         seed: the run's seed, >= 0.
         purpose: what the numbers are for, e.g. ``"noise/natural"``; different purposes never share a stream.
-        index: position within the purpose (an image index, a step, ...), each >= 0.
+        index: position within the purpose (an image index, a step, ...), each >= 0; always as many for one purpose
+            (numpy pads with zeros, so ``(p,)`` and ``(p, 0)`` are one stream).
+
+    Raises:
+        ValueError: a negative seed or index.
     """
     entropy = [seed, zlib.crc32(purpose.encode()), *index]
     if min(entropy) < 0:
@@ -28,9 +32,10 @@ def torch_generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 
 
 def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
+    """As :func:`torch_generator`, for numpy."""
     return np.random.Generator(np.random.PCG64(derive_seed(seed, purpose, *index)))
 
 
 def normal_per_index(seed: int, purpose: str, indices: list[int], shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise ``[len(indices), *shape]``; row i depends on ``indices[i]`` alone, never on its neighbours."""
+    """Standard normal noise ``[len(indices), *shape]``; row i depends on ``indices[i]`` alone."""
     return torch.stack([torch.randn(shape, generator=torch_generator(seed, purpose, i)) for i in indices])

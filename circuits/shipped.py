@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -27,22 +28,23 @@ def shipped_path(name: str) -> Path:
 def new_tiny_faces(seed: int = 0) -> tuple[DiTTransformer2DModel, DDPMScheduler]:
     """An untrained tiny_faces: a DiT of 4 layers, 8 heads of 24 dimensions, 64 tokens of 4x4 pixels; 3.1M parameters.
 
-    Classes: 0 synthetic, 1 natural. The modulation of each block starts at zero (adaLN-Zero, Peebles & Xie, arXiv 2212.09748),
-    which diffusers leaves to the caller.
+    Classes: 0 synthetic, 1 natural. The modulation of each block starts at zero (adaLN-Zero, Peebles & Xie, arXiv
+    2212.09748), which diffusers leaves to the caller.
     """
-    torch.manual_seed(seed)
-    network = DiTTransformer2DModel(
-        num_attention_heads=8,
-        attention_head_dim=24,
-        in_channels=1,
-        out_channels=1,
-        num_layers=4,
-        sample_size=IMAGE_SIZE,
-        patch_size=4,
-        num_embeds_ada_norm=2,
-        norm_type="ada_norm_zero",
-        norm_elementwise_affine=False,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DiTTransformer2DModel(
+            num_attention_heads=8,
+            attention_head_dim=24,
+            in_channels=1,
+            out_channels=1,
+            num_layers=4,
+            sample_size=IMAGE_SIZE,
+            patch_size=4,
+            num_embeds_ada_norm=2,
+            norm_type="ada_norm_zero",
+            norm_elementwise_affine=False,
+        )
     for layer in (
         *(block.norm1.linear for block in network.transformer_blocks),
         network.proj_out_1,
@@ -66,11 +68,13 @@ def train_tiny_faces(
 
 
 def export(network: DiTTransformer2DModel, scheduler: DDPMScheduler, target: Path) -> Path:
-    """Write a diffusers pipeline folder with 16-bit weights (half the download; its effects differ by under 1e-3)."""
+    """Write a diffusers pipeline folder with 16-bit weights (half the download; its effects differ by under 1e-3).
+
+    ``network`` itself keeps its 32 bits. An older folder is replaced.
+    """
     if target.exists():
         shutil.rmtree(target)
-    network.half().save_pretrained(target / "transformer", safe_serialization=True)
-    network.float()
+    copy.deepcopy(network).half().save_pretrained(target / "transformer", safe_serialization=True)
     scheduler.save_pretrained(target / "scheduler")
     index = {
         "_class_name": "DiTPipeline",
@@ -79,4 +83,6 @@ def export(network: DiTTransformer2DModel, scheduler: DDPMScheduler, target: Pat
         "vae": [None, None],
     }
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for file in target.rglob("*.safetensors"):
+        file.chmod(0o644)  # written for the owner alone, which a container's user is not
     return target

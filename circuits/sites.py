@@ -1,7 +1,8 @@
 """Where to intervene: the attention layers of a denoiser in execution order, found and verified on the loaded model.
 
-The site is the input of the output projection, which holds the concatenated heads; zeroing a head there equals zeroing it
-inside attention. Zeroing columns of the projection's *output* is a different and wrong thing, since it mixes the heads.
+The site is the input of the output projection, which holds the concatenated heads; zeroing a head there equals zeroing
+it inside attention. Zeroing columns of the projection's *output* is a different and wrong thing, since it mixes the
+heads.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class AttentionLayer:
 def find_sites(denoiser: Denoiser) -> tuple[AttentionLayer, ...]:
     """The attention layers of a denoiser in execution order.
 
-    Proved on the model at hand, for all layers and heads: heads scaled at the sites, each by its own factor, give what the same
-    heads give when scaled inside the attention kernels.
+    Proved on the model at hand, for all layers and heads: heads scaled at the sites, each by its own factor, give what
+    the same heads give when scaled inside the attention kernels.
 
     Raises:
         ModelError: the model has no attention, or a block this version does not know; it names the block.

@@ -1,6 +1,7 @@
 """Train the small denoisers that ship with the project: v-prediction, min-SNR weights, EMA, resumable.
 
-The recipe is for tiny data: the real faces are few, so each batch shows them flipped, moved, relit and blended with one another.
+The recipe is for tiny data: the real faces are few, so each batch shows them flipped, moved, relit and blended with one
+another.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +37,12 @@ class TrainingSettings:
         steps: optimiser steps in all; the learning rate warms up and then decays to a hundredth by a cosine.
         natural_fraction: share of each batch drawn from the real faces.
         min_snr_gamma: clamp of the signal-to-noise weight (Hang et al., arXiv 2303.09556).
+        autocast: forward and backward in bfloat16, attention and loss in float32; twice as fast on a CPU with
+            AVX512-BF16.
         ema_decay: of the averaged weights that ship; ramps up as (1 + step) / (10 + step).
     """
 
-    steps: int = 12_000
+    steps: int = 14_000
     batch_size: int = 48
     natural_fraction: float = 0.4
     learning_rate: float = 5e-4
@@ -48,6 +53,7 @@ class TrainingSettings:
     gradient_clip: float = 1.0
     synthetic_images: int = 20_000
     save_every: int = 500
+    autocast: bool = True
     seed: int = 0
 
 
@@ -73,8 +79,8 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
 def augment_faces(images: Images, pool: Images, generator: torch.Generator) -> Images:
     """Flip, move, turn, zoom and relight faces, and blend half of them with another face of the pool.
 
-    Blending aligned faces gives plausible new faces; with a few dozen real ones it is what keeps the model from learning them
-    by heart.
+    Blending aligned faces gives plausible new faces; with a few dozen real ones it is what keeps the model from
+    learning them by heart. The result has the shape of ``images`` and stays in [-1, 1].
     """
     n = len(images)
 
@@ -108,6 +114,7 @@ def diffusion_loss(
     # Stratified timesteps: every batch covers the whole range, which halves the noise of the gradient's scale.
     n, total = len(images), scheduler.config.num_train_timesteps
     t = ((torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n * total).long()
+    t = t.clamp(max=total - 1)  # the sum rounds up to n about once in 500,000 draws
     noise = torch.randn(images.shape, generator=generator)
     target = scheduler.get_velocity(images, noise, t)
     predicted = network(scheduler.add_noise(images, noise, t), timestep=t, class_labels=labels).sample
@@ -115,6 +122,22 @@ def diffusion_loss(
     snr = alpha_bar / (1 - alpha_bar)
     weight = snr.clamp(max=gamma) / (snr + 1)
     return (weight * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean()
+
+
+@contextmanager
+def attention_in_float32() -> Iterator[None]:
+    """Keep attention itself in float32 under autocast: the bfloat16 kernel for CPUs is several times slower."""
+    real = F.scaled_dot_product_attention
+
+    def in_float32(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return real(*(tensor.float() for tensor in args), **kwargs)  # type: ignore[arg-type]
+
+    F.scaled_dot_product_attention = in_float32  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
 
 
 class Averaged:
@@ -143,33 +166,26 @@ def train(
     directory: Path,
     report: Callable[[TrainingProgress], None] = lambda _: None,
 ) -> None:
-    """Train until ``settings.steps``, going on from ``directory`` if it holds a state; leaves the EMA weights in ``network``.
+    """Train until ``settings.steps``, going on from a state in ``directory``; ``network`` ends with the EMA weights.
 
-    Class labels: 0 synthetic, 1 natural. Every step's randomness derives from (seed, step), so an interrupted run that goes on
-    equals one that was never interrupted.
+    Class labels: 0 synthetic, 1 natural. Every step's randomness derives from (seed, step), so an interrupted run that
+    goes on equals one that was never interrupted, bit for bit. The global random state is left as it was.
     """
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
     averaged = Averaged(network, settings.ema_decay)
     first = _resume(network, averaged, optimizer, directory)
-    n_natural = round(settings.batch_size * settings.natural_fraction)
-    n_synthetic = settings.batch_size - n_natural
-    labels = torch.cat([torch.zeros(n_synthetic), torch.ones(n_natural)]).long()
     network.train()
     losses: list[float] = []
     since = time.monotonic()
     for step in range(first, settings.steps):
         generator = torch_generator(settings.seed, "training", step)
-        torch.manual_seed(
-            int(torch.randint(2**62, (), generator=generator))
-        )  # label dropout draws from the global state
-        faces = natural[torch.randint(len(natural), (n_natural,), generator=generator)]
-        drawn = synthetic[torch.randint(len(synthetic), (n_synthetic,), generator=generator)]
-        flip = torch.rand(n_synthetic, generator=generator) < 0.5
-        drawn = torch.where(flip[:, None, None, None], drawn.flip(-1), drawn)
-        images = torch.cat([drawn, augment_faces(faces, natural, generator)])
-        loss = diffusion_loss(network, scheduler, images, labels, generator, settings.min_snr_gamma)
+        with torch.random.fork_rng(devices=[]):  # label dropout draws from the global state
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            images, labels = _batch(synthetic, natural, settings, generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast), attention_in_float32():
+                loss = diffusion_loss(network, scheduler, images, labels, generator, settings.min_snr_gamma)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
@@ -189,6 +205,20 @@ def train(
     network.eval()
 
 
+def _batch(
+    synthetic: Images, natural: Images, settings: TrainingSettings, generator: torch.Generator
+) -> tuple[Images, Int[torch.Tensor, " n"]]:
+    """Synthetic faces, half of them flipped, then augmented natural faces; and their labels."""
+    n_natural = round(settings.batch_size * settings.natural_fraction)
+    n_synthetic = settings.batch_size - n_natural
+    faces = natural[torch.randint(len(natural), (n_natural,), generator=generator)]
+    drawn = synthetic[torch.randint(len(synthetic), (n_synthetic,), generator=generator)]
+    flip = torch.rand(n_synthetic, generator=generator) < 0.5
+    drawn = torch.where(flip[:, None, None, None], drawn.flip(-1), drawn)
+    labels = torch.cat([torch.zeros(n_synthetic), torch.ones(n_natural)]).long()
+    return torch.cat([drawn, augment_faces(faces, natural, generator)]), labels
+
+
 def _save(
     network: torch.nn.Module, averaged: Averaged, optimizer: torch.optim.Optimizer, step: int, directory: Path
 ) -> None:
@@ -198,8 +228,10 @@ def _save(
     tensors |= {f"averaged.{k}": v.contiguous() for k, v in averaged.weights.items()}
     for i, slot in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(value).contiguous() for name, value in slot.items()}
-    temporary = directory / f".state-{os.getpid()}.safetensors"
+    temporary = directory / ".state.safetensors.part"
     save_file(tensors, temporary, metadata={"step": json.dumps(step)})
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
     os.replace(temporary, directory / "state.safetensors")
 
 

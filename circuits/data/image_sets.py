@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ImageSet:
         return len(self.ids)
 
     def take(self, indices: range | list[int]) -> ImageSet:
+        """The images at these positions, in this order."""
         chosen = list(indices)
         return replace(self, images=self.images[chosen], ids=tuple(self.ids[i] for i in chosen))
 
@@ -43,14 +44,35 @@ class ImageSet:
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> Float[np.ndarray, "c h w"]:
-    """Centre-crop to a square, resize to ``size`` and convert to the model's colour mode; values in [-1, 1]."""
+    """Turn upright (EXIF), centre-crop to a square, resize, and convert to the model's colour mode; float32 in [-1, 1].
+
+    Args:
+        size: height and width of the result in pixels.
+        channels: 1 (gray, Rec. 601 luma) or 3 (rgb); transparent pixels show white.
+
+    Raises:
+        ValueError: another number of channels, or floating-point pixels, whose range nobody can know.
+    """
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise ValueError(f"images have 1 (gray) or 3 (rgb) channels, the model wants {channels}")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.convert(mode).crop((left, top, left + side, top + side))
+    upright = ImageOps.exif_transpose(image)
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    square = _opaque_8_bit(upright.crop((left, top, left + side, top + side))).convert(mode)
     # Lanczos both ways: antialiased when shrinking, smooth when a 25-pixel face is enlarged to the model's size.
     pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS), dtype=np.float32)
     pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
     return pixels / 127.5 - 1.0
+
+
+def _opaque_8_bit(image: Image.Image) -> Image.Image:
+    """Pillow would clip 16-bit pixels to white and show what lies under transparent ones."""
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers; expected integers of 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

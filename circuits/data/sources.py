@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 
 from circuits.data.folders import celeba, image_folder
 from circuits.data.image_sets import ImageSet
@@ -49,7 +50,8 @@ class DataSet:
     measured: ImageSet
     reference: ImageSet
 
-    def labels(self, n: int) -> torch.Tensor | None:
+    def labels(self, n: int) -> Int[torch.Tensor, " n"] | None:
+        """The class label, n times; None if the data set has none."""
         return None if self.label is None else torch.full((n,), self.label)
 
 
@@ -62,7 +64,8 @@ def _synthetic(spec: SourceSpec, images: int, size: int, channels: int) -> tuple
         images=torch.from_numpy(drawn.images),
         ids=tuple(f"synthetic_{i}" for i in indices),
         held_out=True,
-        trained_on=f"tiny_faces was trained on generated faces below index {first}; the ones measured here lie above it.",
+        trained_on=f"tiny_faces was trained on generated faces below index {first}; "
+        "the ones measured here lie above it.",
     )
     return every.take(range(images)), every.take(range(images, len(every)))
 
@@ -74,7 +77,7 @@ def _lfw(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[Image
 
 
 def _split(spec: SourceSpec, images: int, every: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """The first images are measured, the next ones are the reference; with too few, the reference is the measured ones."""
+    """The first images are measured, the next ones are the reference; if fewer than 8, the measured ones are."""
     _require(spec, images, len(every), "images")
     rest = range(images, min(len(every), images + REFERENCE_IMAGES))
     return every.take(range(images)), every.take(rest if len(rest) >= 8 else range(images))

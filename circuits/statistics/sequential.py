@@ -32,7 +32,8 @@ class StoppingRule:
     for sign and betting, whose p = 1 / sup E come with no positive dependence. None chooses the default.
     n_max: images of a trial that is never stopped. first: images before OBF first looks. batch: images between looks.
     horizons: of OBF, pairs (fraction of n_max, share of the error); ((1, 1),) is the classical boundary. The default
-    adds one at half of n_max: at a margin of .3 sd it saves 17 % of the images and 2 % of the verdicts of fixed N.
+    adds one at half of n_max: it saves a further 17 % of the images in the reference sweep (margin .3 sd), where 97.6 %
+    of the verdicts of fixed N are kept (99.1 % by the classical boundary).
     margin: of "negligible", on the log scale. alpha: FDR of each of the three sets of claims.
     futility: a trial whose *unadjusted* p of "mean below margin" falls to this stops as "futile", freeing compute. It
     stays inconclusive unless its adjusted p-values come to support a verdict; None (default) never stops for futility,
@@ -145,12 +146,12 @@ class SequentialTrials:
                 f"start: expected at most {self._evidence.count[rows[at]]} for trial {rows[at]}, whose images so far "
                 f"number that many, got {first[at]}"
             )
+        known = self._evidence.count[rows] - first
         counted = 0
-        for column in range(g.shape[1]):
-            new = running & (first + column == self._evidence.count[rows])
-            if new.any():
-                self._evidence.add(rows[new], g[new, column])
-                counted += int(np.count_nonzero(new))
+        for skip in np.unique(known[running & (known < g.shape[1])]):  # one group, but for retried leases
+            group = running & (known == skip)
+            self._evidence.add(rows[group], g[group, skip:])
+            counted += int(np.count_nonzero(group)) * (g.shape[1] - int(skip))
         return counted
 
     def decide(self) -> SequentialResult:
@@ -166,19 +167,22 @@ class SequentialTrials:
                 f"{counts.min()} to {counts.max()}"
             )
         evidence = self._evidence.evidence()
-        verdict = verdicts(*self._adjusted(evidence), alpha=self.rule.alpha)
+        q = self._adjusted(evidence)
+        verdict = verdicts(*q, alpha=self.rule.alpha)
         short = self._evidence.count < self.rule.n_max
         newly = short & (self._stopped != "decided") & (verdict != "inconclusive")
         self._verdict[newly] = verdict[newly]
         self._stopped[newly] = "decided"
         if self.rule.futility is not None:
             self._stopped[self.active & (evidence.below_margin <= self.rule.futility)] = "futile"
-        return self.result()
+        return self._result(evidence, q)
 
     def result(self) -> SequentialResult:
         """The state as it is: stops nothing. A stopped trial keeps the verdict of its stop."""
         evidence = self._evidence.evidence()
-        q = self._adjusted(evidence)
+        return self._result(evidence, self._adjusted(evidence))
+
+    def _result(self, evidence: Evidence, q: tuple[np.ndarray, np.ndarray, np.ndarray]) -> SequentialResult:
         verdict = np.where(self._stopped == "", verdicts(*q, alpha=self.rule.alpha), self._verdict)
         return SequentialResult(
             n=self.n,

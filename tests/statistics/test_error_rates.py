@@ -19,6 +19,7 @@ pytestmark = pytest.mark.calibration
 
 ALPHA = 0.05
 CLASSICAL = ((1.0, 1.0),)
+RULE = StoppingRule()
 
 
 def stopped_p(x: np.ndarray, rule: StoppingRule, name: str = "p_degraded") -> np.ndarray:
@@ -58,7 +59,19 @@ def test_sign_flip_under_right_skew_is_conservative_above(rng: np.random.Generat
     assert (signflip_test(x).p <= ALPHA).mean() <= band(4000, ALPHA)[1]
 
 
-@pytest.mark.parametrize("horizons", [CLASSICAL, StoppingRule().horizons])
+@pytest.mark.parametrize("analysis", ["sign-flip", "classical", "default"])
+def test_left_skew_is_the_known_limit(rng: np.random.Generator, analysis: str) -> None:
+    """Towards the short tail every t-like test is liberal: a skewness of -1 costs a little, one of -2 doubles alpha."""
+    worst = {"sign-flip": (0.072, 0.085), "classical": (0.075, 0.11), "default": (0.075, 0.125)}[analysis]
+    for skewed, limit in zip((4.0 - rng.gamma(4.0, size=(4000, 256)), 1.0 - rng.exponential(size=(4000, 256))), worst):
+        if analysis == "sign-flip":
+            p = signflip_test(skewed).p
+        else:
+            p = stopped_p(skewed, StoppingRule(horizons=CLASSICAL if analysis == "classical" else RULE.horizons))
+        assert (p <= ALPHA).mean() <= limit
+
+
+@pytest.mark.parametrize("horizons", [CLASSICAL, RULE.horizons])
 @pytest.mark.parametrize("noise", ["normal", "student_3", "exponential"])
 def test_obf_error_rate(rng: np.random.Generator, band, horizons, noise: str) -> None:
     shape = (4000, 256)
@@ -212,13 +225,10 @@ def test_must_fail_timestep_as_replicate(rng: np.random.Generator) -> None:
 
 
 def test_must_fail_peeking(rng: np.random.Generator) -> None:
-    """A t test after every batch of 16, stopped at the first p <= .05: FDR of the same BH sweep, and error of a trial."""
+    """A t test after every batch of 16, the smallest p kept: the error of a trial, and the FDR of BH over them."""
     d, x = population(rng)
-    null = x[d == 0]
-    looks = [ttest_1samp(null[:, :k], 0.0, axis=1, alternative="greater").pvalue for k in range(16, 257, 16)]
-    assert (np.min(looks, axis=0) <= ALPHA).mean() > 0.12
-    q = bh(
-        np.min([ttest_1samp(x[:, :k], 0.0, axis=1, alternative="greater").pvalue for k in range(16, 257, 16)], axis=0)
-    )
-    found = q <= ALPHA
+    looks = range(16, 257, 16)
+    p = np.min([ttest_1samp(x[:, :k], 0.0, axis=1, alternative="greater").pvalue for k in looks], axis=0)
+    assert (p[d == 0] <= ALPHA).mean() > 0.12
+    found = bh(p) <= ALPHA
     assert share(found & (d == 0), found) > 0.12

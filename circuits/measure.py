@@ -1,0 +1,55 @@
+"""Measure interventions in a notebook: the same numbers as a sweep, without Hydra, Ray or W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from circuits.data.sources import DataSet
+from circuits.denoisers import Denoiser
+from circuits.engine import Engine, Paired, Window
+from circuits.interventions import Intervention
+from circuits.naming import nearest
+from circuits.sites import AttentionLayer, find_sites
+
+
+def measure(
+    denoiser: Denoiser,
+    data: Mapping[str, DataSet],
+    interventions: Sequence[Intervention],
+    *,
+    dataset: str | None = None,
+    window: Window | None = None,
+    images: int | None = None,
+    layers: Sequence[AttentionLayer] | None = None,
+    steps: int = 10,
+    seed: int = 0,
+    rows: int = 32,
+) -> dict[str, Paired]:
+    """Errors of the denoiser on a data set's images, without and with each intervention, on the same noise.
+
+    Args:
+        data: data sets by name, as ``load_data_set`` returns them.
+        dataset: the one to measure on; the first by default.
+        window: timesteps during which the intervention acts; all of them by default.
+        images: how many, from the first; all by default.
+        layers: from ``find_sites``, if at hand.
+
+    Returns:
+        Per metric the baseline ``[images]`` and the ablated values ``[interventions, images]``.
+
+    Raises:
+        ValueError: an unknown data set, layer or head.
+    """
+    layers = layers if layers is not None else find_sites(denoiser)
+    dataset = dataset if dataset is not None else next(iter(data))
+    if dataset not in data:
+        raise ValueError(f"no data set {dataset!r}{nearest(dataset, data)}")
+    heads = {layer.name: layer.heads for layer in layers}
+    for site in (site for i in interventions for site in i.sites):
+        if site.layer not in heads:
+            raise ValueError(f"no layer {site.layer!r}{nearest(site.layer, heads)}")
+        if not -1 <= site.head < heads[site.layer]:
+            raise ValueError(f"layer {site.layer} has heads 0 to {heads[site.layer] - 1} (-1 for all), got {site.head}")
+    engine = Engine(denoiser, layers, data, steps=steps, seed=seed, rows=rows)
+    everything = Window(denoiser.train_timesteps - 1, 0)
+    return engine.denoise(dataset, window or everything, interventions, images or len(data[dataset].measured))
