@@ -114,7 +114,7 @@ class Engine:
         self._batches = Batches(rows)
         self._names = {layer.projection: layer.name for layer in layers}
         self._means = MeanReferences(denoiser, layers, seed, min(rows, REFERENCE_ROWS))
-        self._clean: OrderedDict[tuple[str, Window, int], _CleanPass] = OrderedDict()
+        self._clean: OrderedDict[tuple[str, Window, int, int], _CleanPass] = OrderedDict()
         self._trajectories: OrderedDict[tuple[str, int, int], _Trajectory] = OrderedDict()
         for data_set in data.values():
             _check_fits(denoiser, data_set)
@@ -131,29 +131,31 @@ class Engine:
 
     # denoise
 
-    def unit_timesteps(self, window: Window, n: int) -> Int[torch.Tensor, " n"]:
-        """Timestep of each of n units: the window's sampler steps in turn, so that each is used equally often.
+    def unit_timesteps(self, window: Window, n: int, first: int = 0) -> Int[torch.Tensor, " n"]:
+        """Timestep of n units from ``first`` on: the window's steps in turn, so that each is used equally often.
 
         Raises:
             ValueError: the window holds no step of the sampler.
         """
         steps = self._steps(window)
-        return torch.tensor(steps)[torch.arange(n) % len(steps)]
+        return torch.tensor(steps)[torch.arange(first, first + n) % len(steps)]
 
-    def denoise(self, dataset: str, window: Window, interventions: Sequence[Intervention], n: int) -> dict[str, Paired]:
-        """Errors of the one-step prediction for the data set's first n images; every metric, per image.
+    def denoise(
+        self, dataset: str, window: Window, interventions: Sequence[Intervention], n: int, first: int = 0
+    ) -> dict[str, Paired]:
+        """Errors of the one-step prediction for n images of the data set, from ``first`` on; every metric, per image.
 
-        Image i has the same timestep, noise and numbers whatever n, except under the two resample modes, whose donors
-        are drawn among the n images.
+        Image i has the same timestep, noise and numbers whatever n and first, except under the two resample modes,
+        whose donors are drawn among the n images.
 
         Raises:
             ValueError: a data set, site, mode or number of images that is not there.
             FloatingPointError: a metric is not finite.
         """
-        data = self._checked(dataset, interventions, n)
-        clean = self._clean_pass(data, window, n)
-        t, x0, noise = self.unit_timesteps(window, n), data.measured.images[:n], self._noise(data, n)
-        replacements = self._denoise_replacements(data, window, n, interventions)
+        data = self._checked(dataset, interventions, n, first)
+        clean = self._clean_pass(data, window, n, first)
+        t, x0, noise = self._units(data, window, n, first)
+        replacements = self._denoise_replacements(data, window, n, first, interventions)
 
         def forward(pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
             units = [unit for _, unit in pairs]
@@ -179,15 +181,20 @@ class Engine:
         measured = denoise_metrics(error, prediction.x0, x0.to(prediction.x0.device))
         return {name: values.cpu() for name, values in measured.items()}
 
-    def _noise(self, data: DataSet, n: int) -> torch.Tensor:
-        return normal_per_index(self.seed, f"noise/{data.name}", list(range(n)), data.measured.images.shape[1:])
+    def _units(
+        self, data: DataSet, window: Window, n: int, first: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Timestep, image and noise of each unit."""
+        images, indices = data.measured.images[first : first + n], list(range(first, first + n))
+        noise = normal_per_index(self.seed, f"noise/{data.name}", indices, images.shape[1:])
+        return self.unit_timesteps(window, n, first), images, noise
 
-    def _clean_pass(self, data: DataSet, window: Window, n: int) -> _CleanPass:
-        key = (data.name, window, n)
+    def _clean_pass(self, data: DataSet, window: Window, n: int, first: int) -> _CleanPass:
+        key = (data.name, window, n, first)
         if key in self._clean:
             self._clean.move_to_end(key)
             return self._clean[key]
-        t, x0, noise = self.unit_timesteps(window, n), data.measured.images[:n], self._noise(data, n)
+        t, x0, noise = self._units(data, window, n, first)
 
         def forward(units: list[int]) -> tuple[dict[str, torch.Tensor], Activations]:
             with capture_inputs(self.denoiser.network, list(self._names)) as seen:
@@ -200,7 +207,7 @@ class Engine:
         return clean
 
     def _denoise_replacements(
-        self, data: DataSet, window: Window, n: int, interventions: Sequence[Intervention]
+        self, data: DataSet, window: Window, n: int, first: int, interventions: Sequence[Intervention]
     ) -> dict[Mode, Replacement]:
         """What each mode in use puts in place, computed before the forwards that use it."""
         modes = {i.mode for i in interventions}
@@ -211,10 +218,10 @@ class Engine:
                 name: torch.stack([self._means.mean(data, step, layer) for step in steps])
                 for name, layer in self.layers.items()
             }
-            # Unit u is at step u mod len(steps), as in unit_timesteps.
-            replacements[Mode.mean] = lambda layer, units: _rows_of(tables[layer.name], units % len(steps))
+            # Image i is at step i mod len(steps), as in unit_timesteps.
+            replacements[Mode.mean] = lambda layer, units: _rows_of(tables[layer.name], (first + units) % len(steps))
         for mode in modes & {Mode.resample, Mode.resample_across}:
-            clean = self._clean_pass(self._source(data, mode), window, n)
+            clean = self._clean_pass(self._source(data, mode), window, n, first)
             replacements[mode] = _from_donors(clean.activations, donors(n, len(steps), self.seed))
         return replacements
 
@@ -325,7 +332,9 @@ class Engine:
     def _by_name(self, seen: Mapping[str, torch.Tensor]) -> Activations:
         return {self._names[path]: activation for path, activation in seen.items()}
 
-    def _checked(self, dataset: str, interventions: Sequence[Intervention], n: int | None = None) -> DataSet:
+    def _checked(
+        self, dataset: str, interventions: Sequence[Intervention], n: int | None = None, first: int = 0
+    ) -> DataSet:
         if dataset not in self.data:
             raise ValueError(f"no data set {dataset!r}{nearest(dataset, self.data)}")
         data = self.data[dataset]
@@ -336,8 +345,10 @@ class Engine:
         if across and len(self.data) < 2:
             raise ValueError(f"resample_across needs two data sets, there is {dataset!r} only")
         for source in [data, *([self._source(data, Mode.resample_across)] if across else [])]:
-            if n is not None and not 1 <= n <= len(source.measured):
-                raise ValueError(f"data set {source.name!r} has {len(source.measured)} images to measure, got n={n}")
+            if n is not None and not (n >= 1 and first >= 0 and first + n <= len(source.measured)):
+                raise ValueError(
+                    f"data set {source.name!r} has {len(source.measured)} images to measure, got n={n}, first={first}"
+                )
         return data
 
 

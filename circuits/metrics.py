@@ -13,7 +13,7 @@ Images = Float[torch.Tensor, "n c h w"]
 PerImage = Float[torch.Tensor, " n"]
 
 # Part of every trial's id: raise it when a definition below changes, so that old and new measurements are not mixed.
-VERSION = 1
+VERSION = 2
 
 
 def mean_square(difference: Images) -> PerImage:
@@ -61,8 +61,13 @@ def luminance_error(predicted: Images, truth: Images) -> PerImage:
 
 
 def structure_error(predicted: Images, truth: Images) -> PerImage:
-    """(1 - SSIM) / 2 in [0, 1] (Wang et al. 2004, through torchmetrics)."""
-    ssim = structural_similarity_index_measure(predicted, truth, data_range=2.0, reduction="none")
+    """(1 - SSIM) / 2 in [0, 1] (Wang et al. 2004, through torchmetrics), of pixels moved to [0, 1].
+
+    SSIM is made for intensities: means below zero change the sign of its luminance term, and a negative looks like the
+    image.
+    """
+    predicted, truth = (predicted + 1) / 2, (truth + 1) / 2
+    ssim = structural_similarity_index_measure(predicted, truth, data_range=1.0, reduction="none")
     assert isinstance(ssim, torch.Tensor)
     return ((1 - ssim.reshape(len(predicted))) / 2).clamp(min=0)
 

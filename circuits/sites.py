@@ -7,6 +7,7 @@ heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -123,7 +124,7 @@ def _probe_input(denoiser: Denoiser) -> Probe:
 
 
 def _check_sites(denoiser: Denoiser, layers: Sequence[AttentionLayer], probe: Probe) -> None:
-    """Scale head h of H by h / H (so head 0 is zeroed) at all sites, and inside all kernels: every site must agree.
+    """Scale every head by its own factor (head 0 is zeroed) at all sites, and inside all kernels: each site must agree.
 
     Compared are the inputs of the projections, so that a layer is tested even where it hardly moves the model's output.
     """
@@ -163,7 +164,8 @@ def _check_sites(denoiser: Denoiser, layers: Sequence[AttentionLayer], probe: Pr
 
 
 def _factors(layer: AttentionLayer) -> Float[torch.Tensor, " heads"]:
-    return torch.arange(layer.heads) / layer.heads
+    """h / 2^k in [0, 1): exact in every dtype, so that both ways round alike."""
+    return torch.arange(layer.heads) / 2 ** math.ceil(math.log2(layer.heads))
 
 
 def _with_checked_values(

@@ -36,15 +36,22 @@ class TrainingSettings:
     Attributes:
         steps: optimiser steps in all; the learning rate warms up and then decays to a hundredth by a cosine.
         natural_fraction: share of each batch drawn from the real faces.
+        blended: share of the real faces that are blended with another one.
+        focus_from: step from which ``focus_natural_fraction`` and ``focus_blended`` hold instead: faces in general are
+            learned by then, and real ones are the harder and rarer kind.
         min_snr_gamma: clamp of the signal-to-noise weight (Hang et al., arXiv 2303.09556).
         autocast: forward and backward in bfloat16, attention and loss in float32; twice as fast on a CPU with
             AVX512-BF16.
         ema_decay: of the averaged weights that ship; ramps up as (1 + step) / (10 + step).
     """
 
-    steps: int = 14_000
+    steps: int = 11_000
     batch_size: int = 48
     natural_fraction: float = 0.4
+    blended: float = 0.5
+    focus_from: int = 5_000
+    focus_natural_fraction: float = 0.65
+    focus_blended: float = 0.2
     learning_rate: float = 5e-4
     warmup_steps: int = 300
     weight_decay: float = 0.01
@@ -76,8 +83,8 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def augment_faces(images: Images, pool: Images, generator: torch.Generator) -> Images:
-    """Flip, move, turn, zoom and relight faces, and blend half of them with another face of the pool.
+def augment_faces(images: Images, pool: Images, generator: torch.Generator, blended: float = 0.5) -> Images:
+    """Flip, move, turn, zoom and relight faces, and blend a share of them with another face of the pool.
 
     Blending aligned faces gives plausible new faces; with a few dozen real ones it is what keeps the model from
     learning them by heart. The result has the shape of ``images`` and stays in [-1, 1].
@@ -89,7 +96,7 @@ def augment_faces(images: Images, pool: Images, generator: torch.Generator) -> I
 
     partner = pool[torch.randint(len(pool), (n,), generator=generator)]
     partner = torch.where((uniform(0, 1) < 0.5)[:, None, None, None], partner.flip(-1), partner)
-    share = torch.where(uniform(0, 1) < 0.5, uniform(0.0, 0.5), torch.zeros(n))[:, None, None, None]
+    share = torch.where(uniform(0, 1) < blended, uniform(0.0, 0.5), torch.zeros(n))[:, None, None, None]
     mixed = (1 - share) * images + share * partner
     angle, zoom = uniform(-0.14, 0.14), uniform(0.9, 1.1)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
@@ -183,7 +190,7 @@ def train(
         generator = torch_generator(settings.seed, "training", step)
         with torch.random.fork_rng(devices=[]):  # label dropout draws from the global state
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            images, labels = _batch(synthetic, natural, settings, generator)
+            images, labels = _batch(synthetic, natural, settings, step, generator)
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast), attention_in_float32():
                 loss = diffusion_loss(network, scheduler, images, labels, generator, settings.min_snr_gamma)
         optimizer.zero_grad()
@@ -206,17 +213,19 @@ def train(
 
 
 def _batch(
-    synthetic: Images, natural: Images, settings: TrainingSettings, generator: torch.Generator
+    synthetic: Images, natural: Images, settings: TrainingSettings, step: int, generator: torch.Generator
 ) -> tuple[Images, Int[torch.Tensor, " n"]]:
     """Synthetic faces, half of them flipped, then augmented natural faces; and their labels."""
-    n_natural = round(settings.batch_size * settings.natural_fraction)
+    focused = step >= settings.focus_from
+    n_natural = round(settings.batch_size * (settings.focus_natural_fraction if focused else settings.natural_fraction))
     n_synthetic = settings.batch_size - n_natural
     faces = natural[torch.randint(len(natural), (n_natural,), generator=generator)]
     drawn = synthetic[torch.randint(len(synthetic), (n_synthetic,), generator=generator)]
     flip = torch.rand(n_synthetic, generator=generator) < 0.5
     drawn = torch.where(flip[:, None, None, None], drawn.flip(-1), drawn)
     labels = torch.cat([torch.zeros(n_synthetic), torch.ones(n_natural)]).long()
-    return torch.cat([drawn, augment_faces(faces, natural, generator)]), labels
+    blended = settings.focus_blended if focused else settings.blended
+    return torch.cat([drawn, augment_faces(faces, natural, generator, blended)]), labels
 
 
 def _save(

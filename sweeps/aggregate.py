@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float32
 
 from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
-from circuits.seeds import numpy_generator
 from circuits.statistics import (
     bh,
     by,
     effects,
     equivalence_test,
     hierarchical_fdr,
-    independent_contrast,
-    log_ratio,
     signflip_test,
     verdicts,
 )
+from sweeps.contrasts import contrasts, permutations_for
+from sweeps.diagnostics import diagnostics
+from sweeps.gains import Gains, read_gains
 from sweeps.records import RunDirectory, RunDirectoryError
 
 EFFECT_COLUMNS = [
@@ -28,7 +30,6 @@ EFFECT_COLUMNS = [
 ]  # fmt: skip
 COMPARISON_COLUMNS = ["name", "metric", "group", "estimate", "ci_low", "ci_high", "p", "q", "n_a", "n_b"]
 TESTED = (*DENOISE_METRICS, *SAMPLE_METRICS)
-_FLOOR = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,8 @@ class Aggregate:
     missing: int
 
 
-def gains(ablated: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """g = log(ablated / baseline) per image, ``[trials, images]``; an error of exactly zero counts as the smallest float32."""
-    ablated = np.maximum(np.atleast_2d(ablated).astype(np.float64), _FLOOR)
-    baseline = np.maximum(np.atleast_2d(baseline).astype(np.float64), _FLOOR)
-    return log_ratio(ablated, np.broadcast_to(baseline, ablated.shape))
-
-
 def aggregate(directory: RunDirectory) -> Aggregate:
-    """Compute effects.parquet and comparisons.parquet from the records and write them.
+    """Compute effects.parquet, comparisons.parquet and diagnostics.parquet from the records and write them.
 
     Raises:
         RunDirectoryError: no plan, or nothing recorded yet.
@@ -67,80 +61,56 @@ def aggregate(directory: RunDirectory) -> Aggregate:
     trials = pd.read_parquet(directory.trials)
     stats = directory.read_config()["stats"]
     registered = Registered(stats["metric"], stats["alpha"], stats["margin"])
-    measured = directory.measurements()
-    measured = measured[measured["trial_id"].isin(set(trials["trial_id"]))]
-    if measured.empty:
+    gain_table = read_gains(directory, trials["trial_id"].tolist(), TESTED)
+    if not gain_table:
         raise RunDirectoryError(f"{directory.path} has no measurements of its planned trials yet")
-    effect_table, gain_table = effects_of(trials, measured, registered)
+    effect_table = effects_of(trials, gain_table, registered)
     comparison_table = data_set_contrasts(trials, gain_table, registered)
     directory.write_frame(directory.effects, effect_table)
     directory.write_frame(directory.comparisons, comparison_table)
-    missing = len(set(trials["trial_id"]) - set(measured["trial_id"]))
+    directory.write_frame(
+        directory.diagnostics, diagnostics(trials, gain_table.get(registered.metric), registered.metric)
+    )
+    missing = len(set(trials["trial_id"]).difference(*(found.trial_ids for found in gain_table.values())))
     return Aggregate(effect_table, comparison_table, missing)
 
 
-def effects_of(
-    trials: pd.DataFrame, measured: pd.DataFrame, registered: Registered
-) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The effects table, and per metric the per-image log ratios, a row a trial and a column a unit (NaN: not measured)."""
+def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
+    """The effects table: every tested metric of every trial with measurements.
+
+    Phases are corrected apart: trials that a search chose from are exploratory, and the few that it confirmed on fresh images are
+    one family.
+    """
     place = trials.set_index("trial_id")
+    phase = phases(trials).set_axis(place.index)
     family = place["layer_index"].astype(str) + "|" + place["window_index"].astype(str)
+    family = family.where(phase != "confirm", "confirm")
     tables: list[pd.DataFrame] = []
-    by_metric: dict[str, pd.DataFrame] = {}
-    present = [m for m in TESTED if m in set(measured["metric"].unique())]
-    for metric in present:
-        rows = measured[measured["metric"] == metric]
-        ablated = rows.pivot(index="trial_id", columns="unit", values="ablated")
-        baseline = rows.pivot(index="trial_id", columns="unit", values="baseline")
-        order = [t for t in place.index if t in ablated.index]
-        ablated, baseline = ablated.loc[order], baseline.loc[order]
-        log_ratios = pd.DataFrame(gains(ablated.fillna(1), baseline.fillna(1)), ablated.index, ablated.columns)
-        by_metric[metric] = log_ratios.where(ablated.notna())
-        tables.append(_metric_effects(by_metric[metric], family.loc[order], metric, registered))
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=EFFECT_COLUMNS)
-    return table[EFFECT_COLUMNS], by_metric
+    for metric, measured in gain_table.items():
+        estimates = _estimates(measured, float(np.log1p(registered.margin)))
+        for name, part in estimates.groupby(phase.loc[estimates.index], sort=False):
+            found = _adjusted(part, family.loc[part.index], metric, registered)
+            tables.append(_exploratory(found) if name == "search" else found)
+    return pd.concat(tables, ignore_index=True)[EFFECT_COLUMNS] if tables else pd.DataFrame(columns=EFFECT_COLUMNS)
 
 
-def _metric_effects(log_ratios: pd.DataFrame, family: pd.Series, metric: str, registered: Registered) -> pd.DataFrame:
-    """Effects of one metric; trials measured on different numbers of images are tested in groups and corrected together."""
+def phases(trials: pd.DataFrame) -> pd.Series:
+    """``grid``, ``search`` or ``confirm`` for each trial."""
+    return trials["phase"] if "phase" in trials else pd.Series("grid", index=trials.index)
+
+
+def _exploratory(table: pd.DataFrame) -> pd.DataFrame:
+    """Only what describes: how many images a set was measured on depends on its effect there, so no error rate holds."""
+    return table.assign(ci_low=np.nan, ci_high=np.nan, p=np.nan, q=np.nan, q_by=np.nan, verdict="inconclusive")
+
+
+def _estimates(measured: Gains, margin: float) -> pd.DataFrame:
+    """Estimates and unadjusted p-values by trial id, computed together for trials measured on equally many images."""
     pieces = []
-    counts = log_ratios.notna().sum(axis=1)
-    for n in sorted(counts.unique()):
-        group = log_ratios[counts == n]
-        g = group.to_numpy()[~np.isnan(group.to_numpy())].reshape(len(group), int(n))
-        pieces.append(_group_effects(g, group.index))
-    table = pd.concat(pieces).loc[log_ratios.index]
-    families = family.loc[table.index].to_numpy()
-    alpha = registered.alpha
-    margin = float(np.log1p(registered.margin))
-    equivalence = pd.concat(
-        [
-            pd.Series(
-                equivalence_test(_dense(log_ratios[counts == n], int(n)), margin).p, log_ratios.index[counts == n]
-            )
-            for n in sorted(counts.unique())
-            if n >= 2
-        ]
-    ).reindex(table.index, fill_value=1.0)
-    table["q"] = hierarchical_fdr(table["p"].to_numpy(), families, alpha).q
-    table["q_by"] = by(table["p"].to_numpy())
-    improved = hierarchical_fdr(table.pop("p_improved").to_numpy(), families, alpha).q
-    table["verdict"] = verdicts(table["q"].to_numpy(), improved, bh(equivalence.to_numpy()), alpha)
-    table["stopped"] = None
-    table["metric"] = metric
-    return table.reset_index(names="trial_id")
-
-
-def _dense(group: pd.DataFrame, n: int) -> np.ndarray:
-    values = group.to_numpy()
-    return values[~np.isnan(values)].reshape(len(group), n)
-
-
-def _group_effects(g: np.ndarray, index: pd.Index) -> pd.DataFrame:
-    found = effects(g)
-    return pd.DataFrame(
-        {
-            "n": g.shape[1],
+    for rows, g in measured.groups():
+        found = effects(g)
+        piece = {
+            "n": found.n,
             "mean_log_ratio": found.mean_log_ratio,
             "percent": found.percent,
             "ci_low": found.ci_low,
@@ -149,56 +119,62 @@ def _group_effects(g: np.ndarray, index: pd.Index) -> pd.DataFrame:
             "p_degraded": found.p_degraded,
             "p": signflip_test(g, "greater").p,
             "p_improved": signflip_test(g, "less").p,
-        },
-        index=index,
-    )
+            "p_negligible": equivalence_test(g, margin).p,
+        }
+        pieces.append(pd.DataFrame(piece, index=rows))
+    table = pd.concat(pieces).sort_index() if pieces else pd.DataFrame()
+    return table.set_axis(measured.trial_ids[table.index.to_numpy(dtype=int)])
 
 
-def data_set_contrasts(
-    trials: pd.DataFrame, gain_table: dict[str, pd.DataFrame], registered: Registered
-) -> pd.DataFrame:
+def _adjusted(table: pd.DataFrame, family: pd.Series, metric: str, registered: Registered) -> pd.DataFrame:
+    """Effects of one metric, corrected over all the trials of the table."""
+    families, alpha = family.to_numpy(), registered.alpha
+    p = table["p"].to_numpy()
+    q = hierarchical_fdr(p, families, alpha).q
+    improved = hierarchical_fdr(table["p_improved"].to_numpy(), families, alpha).q
+    verdict = verdicts(q, improved, bh(table["p_negligible"].to_numpy()), alpha)
+    found = table.assign(q=q, q_by=by(p), verdict=verdict, stopped=None, metric=metric)
+    return found.reset_index(names="trial_id")[EFFECT_COLUMNS]
+
+
+def data_set_contrasts(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
     """Does the same ablation hurt one data set more than another? Difference of mean g, later data set minus the first.
 
-    Images are the unit and the data sets share none, so the samples are independent: Welch's interval, and the studentised
-    permutation of the data-set labels for p.
+    Images are the unit and the data sets share none, so the samples are independent: Welch's interval; p by the
+    studentised permutation of the data-set labels, or by Welch's t where the cells are too many for permutations.
     """
-    g = gain_table.get(registered.metric)
+    measured = gain_table.get(registered.metric)
     names = list(dict.fromkeys(trials["dataset"]))
-    if g is None or len(names) < 2:
+    if measured is None or len(names) < 2:
         return pd.DataFrame(columns=COMPARISON_COLUMNS)
     axes = ["protocol", "level", "layer_index", "head", "mode", "strength", "window_index"]
-    cells = trials[trials["trial_id"].isin(g.index)].assign(sites=trials["sites"].map(tuple))
+    cells = trials[trials["trial_id"].isin(measured.trial_ids) & (phases(trials) != "search")]
+    cells = cells.assign(sites=cells["sites"].map(tuple))
     wide = cells.pivot_table(index=[*axes, "sites"], columns="dataset", values="trial_id", aggfunc="first")
     tables = []
     for other in names[1:]:
         if names[0] not in wide or other not in wide:
             continue
         pairs = wide[[names[0], other]].dropna()
-        a, b = g.loc[pairs[other]].dropna(axis=1), g.loc[pairs[names[0]]].dropna(axis=1)
+        a, b = (_complete(measured.of(pairs[name].tolist())) for name in (other, names[0]))
         if len(pairs) == 0 or a.shape[1] < 2 or b.shape[1] < 2:
             continue
-        rng = numpy_generator(0, f"contrast/{other}")
-        found = independent_contrast(a.to_numpy(), b.to_numpy(), rng)
-        tables.append(
-            pd.DataFrame(
-                {
-                    "name": f"data set contrast: {other} - {names[0]}",
-                    "metric": registered.metric,
-                    "group": [cell_label(dict(zip(axes, key[:-1], strict=True))) for key in pairs.index],
-                    "estimate": found.estimate,
-                    "ci_low": found.ci_low,
-                    "ci_high": found.ci_high,
-                    "p": found.p,
-                    "q": bh(found.p),
-                    "n_a": found.n_a,
-                    "n_b": found.n_b,
-                }
-            )
-        )
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COMPARISON_COLUMNS)
+        permutations = permutations_for(len(pairs), registered.alpha)
+        found = contrasts(a, b, f"contrast/{other}", permutations)
+        groups = [cell_label(dict(zip([*axes, "sites"], key, strict=True))) for key in pairs.index]
+        name = f"data set contrast: {other} - {names[0]}"
+        tables.append(found.assign(name=name, metric=registered.metric, group=groups, q=bh(found["p"].to_numpy())))
+    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COMPARISON_COLUMNS)
+    return found[COMPARISON_COLUMNS]
+
+
+def _complete(g: Float32[np.ndarray, "trials units"]) -> Float32[np.ndarray, "trials shared"]:
+    """The units on which every trial was measured."""
+    return g[:, ~np.isnan(g).any(axis=0)]
 
 
 def cell_label(cell: dict) -> str:
     """``layer 2 head 3 | zero | window 1``: the group of a comparison."""
     where = f"layer {cell['layer_index']}" + (f" head {cell['head']}" if cell["head"] >= 0 else "")
+    where = " + ".join(cell["sites"]) if cell["level"] == "set" else where
     return f"{where} | {cell['mode']} | window {cell['window_index']}"

@@ -6,21 +6,33 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from circuits.data.sources import SOURCES, SourceSpec
 from circuits.interventions import Mode
+from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
 from circuits.naming import nearest
 from circuits.training import TrainingSettings
 
-RUN_MODES = ("run", "plan", "track", "aggregate", "report", "train")
+RUN_MODES = ("run", "plan", "track", "aggregate", "report", "compare", "train")
 PROTOCOLS = ("denoise", "sample")
 LEVELS = ("head", "layer")
+METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each protocol tests
+_NEEDS = {
+    "data.root": "a folder of images",
+    "model.path": "a diffusers folder or a hub id (owner/name)",
+    "run.a": "a run directory, or its name under run.root",
+    "run.b": "a run directory, or its name under run.root",
+}
+_NEED_ROOT = ("image_folder", "celeba")
+_PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}")
 
 
 class ConfigError(ValueError):
@@ -32,10 +44,11 @@ class SearchConfig:
     """Adaptive search over sets of heads (``sweep=search``)."""
 
     max_heads: int = 3  # largest set of heads intervened on at once
-    candidates: int = 24  # sets tried
+    candidates: int = 48  # sets tried
+    generation: int = 8  # sets proposed at once; the next ones build on the best so far
     strengths: Any = field(default_factory=lambda: [0.5, 1.0])  # shares of the replacement that may be tried
-    grace_images: int = 8  # images before a set may be dropped (ASHA)
-    reduction: int = 2  # ASHA keeps one in so many at each rung
+    grace_images: int = 8  # images of the first rung, before a set may be dropped (ASHA)
+    reduction: int = 2  # each rung keeps about one set in so many, and has so many times the images
     confirm: int = 5  # best sets measured again, on images the search never saw
 
 
@@ -118,6 +131,8 @@ class RunConfig:
     root: str = "runs"
     name: str | None = None  # default <sweep>-<model>-<first 8 of the plan's hash>
     rows: int = 0  # rows of a forward; 0: chosen for the device
+    a: str | None = None  # mode=compare: a run directory, or the name of a run under run.root
+    b: str | None = None  # and the one that is compared with it: differences are b - a
 
 
 @dataclass
@@ -152,13 +167,53 @@ def typed(composed: DictConfig) -> Config:
     Raises:
         ConfigError: one line that names what was expected and the nearest valid choice.
     """
+    known = schema_keys()
+    for key in _keys_of(composed):
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r}{nearest_key(key)}")
+    for key in sorted(str(k) for k in OmegaConf.missing_keys(composed)):
+        raise _nothing_given(key)
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).strip().splitlines()[0]) from error
+        raise ConfigError(f"{str(error.full_key or 'settings')}: {str(error).strip().splitlines()[0]}") from error
     assert isinstance(config, Config)
     _check(config)
     return config
+
+
+def _nothing_given(key: str) -> ConfigError:
+    return ConfigError(f"{key}: nothing given; expected {_NEEDS.get(key, 'a value')}, {key}=...")
+
+
+def schema_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every key of the configuration, dotted."""
+    keys: list[str] = []
+    for name, hint in get_type_hints(schema).items():
+        keys.append(prefix + name)
+        nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        if nested and get_origin(hint) is not list:
+            keys += schema_keys(nested[0], f"{prefix}{name}.")  # type: ignore[arg-type]
+    return keys
+
+
+def nearest_key(key: str) -> str:
+    """``"; did you mean 'sweep.images'?"`` where there is a key like it: among its neighbours first, then anywhere."""
+    keys = schema_keys()
+    parent = key.rpartition(".")[0]
+    for candidates in ([k for k in keys if k.rpartition(".")[0] == parent], keys):
+        close = nearest(key, candidates).partition(" valid:")[0]
+        if close != ";":
+            return close
+    return f"; valid: {', '.join(k for k in keys if '.' not in k)}"
+
+
+def _keys_of(node: DictConfig, prefix: str = "") -> Iterable[str]:
+    for name in map(str, node):
+        yield f"{prefix}{name}"
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            yield from _keys_of(child, f"{prefix}{name}.")
 
 
 def as_plain(config: Config) -> dict[str, Any]:
@@ -168,9 +223,8 @@ def as_plain(config: Config) -> dict[str, Any]:
 
 def source_specs(config: DataConfig) -> list[SourceSpec]:
     """The data sets, with ``data.root`` filled in where a source has no root of its own."""
-    needs_root = {"image_folder", "celeba"}
     return [
-        SourceSpec(s.name, s.source, s.label, s.root or (config.root if s.source in needs_root else None))
+        SourceSpec(s.name, s.source, s.label, s.root or (config.root if s.source in _NEED_ROOT else None))
         for s in config.sets
     ]
 
@@ -190,25 +244,28 @@ def as_indices(value: Any, size: int, key: str) -> list[int]:
     """Indices below ``size`` as users write them: ``all``, ``3``, ``"0-7"``, ``[0,3]``, ``"0,2-4"``."""
     if value == "all":
         return list(range(size))
-    chosen: list[int] = []
+    chosen: set[int] = set()
     for part in as_list(value, key):
         text = str(part).strip()
-        low, dash, high = text.partition("-") if not text.startswith("-") else (text, "", "")
-        if not low.isdigit() or (dash and not high.isdigit()):
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if low > high:
             raise ConfigError(f"{key}: {text!r} is no index or range; valid: all, 0-{size - 1}, or a list of them")
-        chosen.extend(range(int(low), int(high if dash else low) + 1))
-    wrong = [i for i in chosen if i >= size]
-    if wrong:
-        raise ConfigError(f"{key}: there is no {wrong[0]}; did you mean {size - 1}? valid: 0 to {size - 1}")
+        if high >= size:
+            raise ConfigError(f"{key}: there is no {high}; did you mean {size - 1}? valid: 0 to {size - 1}")
+        chosen.update(range(low, high + 1))
     if not chosen:
         raise ConfigError(f"{key}: nothing chosen; valid: all, 0-{size - 1}, or a list of them")
-    return sorted(set(chosen))
+    return sorted(chosen)
 
 
 def _check(config: Config) -> None:
-    sweep = config.sweep
+    sweep, cluster, stats = config.sweep, config.cluster, config.stats
     one_of("mode", config.mode, RUN_MODES)
     one_of("sweep.kind", sweep.kind, ("grid", "search"))
+    for key, given in (("run.a", config.run.a), ("run.b", config.run.b)):
+        if config.mode == "compare" and not given:
+            raise _nothing_given(key)
     for key, values, valid in (
         ("sweep.protocols", sweep.protocols, PROTOCOLS),
         ("sweep.levels", sweep.levels, LEVELS),
@@ -219,42 +276,77 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key}: nothing chosen{nearest('', valid)}")
         for value in chosen:
             one_of(key, value, valid)
-    one_of("cluster", config.cluster.name, ("inline", "local", "ray"))
-    one_of("cluster.device", config.cluster.device, ("auto", "cpu", "cuda"))
+    one_of("cluster", cluster.name, ("inline", "local", "ray"))
+    one_of("cluster.device", cluster.device, ("auto", "cpu", "cuda"))
     one_of("tracker", config.tracker.name, ("wandb", "none"))
     one_of("tracker.mode", config.tracker.mode, ("auto", "offline", "online", "disabled"))
     one_of("tracker.granularity", config.tracker.granularity, ("auto", "trial", "group"))
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float16"))
-    for spec in config.data.sets:
+    tested = [metric for protocol in as_list(sweep.protocols, "sweep.protocols") for metric in METRICS[protocol]]
+    if stats.metric not in tested:
+        raise ConfigError(
+            f"stats.metric: {stats.metric!r} is not measured by sweep.protocols={sweep.protocols}"
+            f"{nearest(stats.metric, tested)}"
+        )
+    if not config.model.path:
+        raise _nothing_given("model.path")
+    _check_sources(config.data)
+    for name, number, least in (
+        ("sweep.images", sweep.images, 2),
+        ("sweep.samples", sweep.samples, 0),
+        ("sweep.steps", sweep.steps, 1),
+        ("sweep.seed", sweep.seed, 0),
+        ("run.rows", config.run.rows, 0),
+        ("cluster.workers", cluster.workers, 0),
+        ("cluster.cpus_per_worker", cluster.cpus_per_worker, 1),
+        ("tracker.max_trial_runs", config.tracker.max_trial_runs, 0),
+        ("sweep.search.max_heads", sweep.search.max_heads, 1),
+        ("sweep.search.candidates", sweep.search.candidates, 1),
+        ("sweep.search.generation", sweep.search.generation, 1),
+        ("sweep.search.grace_images", sweep.search.grace_images, 2),
+        ("sweep.search.reduction", sweep.search.reduction, 2),
+        ("sweep.search.confirm", sweep.search.confirm, 0),
+    ):
+        if number < least:
+            raise ConfigError(f"{name}: expected at least {least}, got {number}")
+    strengths = [("sweep.search.strengths", s) for s in as_list(sweep.search.strengths, "sweep.search.strengths")]
+    for name, share in (("sweep.strength", sweep.strength), ("stats.margin", stats.margin), *strengths):
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ConfigError(f"{name}: expected a number above 0 and at most 1, got {share}")
+    if not 0 < stats.alpha < 1:
+        raise ConfigError(f"stats.alpha: expected a number between 0 and 1, both excluded, got {stats.alpha}")
+    for name, amount in (
+        ("cluster.gpus_per_worker", cluster.gpus_per_worker),
+        ("cluster.lease_seconds", cluster.lease_seconds),
+        ("cluster.lease_timeout", cluster.lease_timeout),
+    ):
+        if not 0 < amount < float("inf"):
+            raise ConfigError(f"{name}: expected a number above 0, got {amount}")
+    if "://" in config.run.root:
+        raise ConfigError(
+            f"run.root: expected a local folder, got {config.run.root!r}; object stores are not supported"
+        )
+    plain_name("sweep.name", sweep.name)
+    if config.run.name is not None:
+        plain_name("run.name", config.run.name)
+
+
+def _check_sources(data: DataConfig) -> None:
+    for spec in data.sets:
         one_of(f"data.sets.{spec.name}.source", spec.source, SOURCES)
-    names = [s.name for s in config.data.sets]
+    names = [s.name for s in data.sets]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"data.sets: expected data sets with different names, got {names}")
-    _at_least("sweep.images", sweep.images, 2)
-    _at_least("sweep.samples", sweep.samples, 0)
-    _at_least("sweep.steps", sweep.steps, 1)
-    _at_least("sweep.seed", sweep.seed, 0)
-    _at_least("run.rows", config.run.rows, 0)
-    _at_least("cluster.workers", config.cluster.workers, 0)
-    _at_least("cluster.cpus_per_worker", config.cluster.cpus_per_worker, 1)
-    _between("sweep.strength", sweep.strength, 0, 1)
-    _between("stats.alpha", config.stats.alpha, 0, 1)
-    _between("stats.margin", config.stats.margin, 0, 1)
-    name = config.run.name
-    if name is not None and (not name or Path(name).name != name or name in {".", ".."}):
-        raise ConfigError(f"run.name: expected a plain folder name, got {name!r}; choose where it lies with run.root")
+    if any(spec.source in _NEED_ROOT and not spec.root for spec in source_specs(data)):
+        raise _nothing_given("data.root")
+
+
+def plain_name(key: str, name: str) -> None:
+    """A folder name that cannot lead out of ``run.root``."""
+    if not _PLAIN_NAME.fullmatch(name) or name in {".", ".."}:
+        raise ConfigError(f"{key}: expected a plain folder name, got {name!r}; choose where runs lie with run.root")
 
 
 def one_of(key: str, value: Any, valid: Any) -> None:
     if value not in list(valid):
         raise ConfigError(f"{key}: unknown {value!r}{nearest(value, valid)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ConfigError(f"{key}: expected at least {least}, got {value}")
-
-
-def _between(key: str, value: float, low: float, high: float) -> None:
-    if not low < value <= high:
-        raise ConfigError(f"{key}: expected a number above {low} and at most {high}, got {value}")

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import platform
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from circuits.shipped import SHIPPED
 from sweeps import schedule
+from sweeps.adaptive import recall, run_search
 from sweeps.aggregate import aggregate
+from sweeps.candidates import search_plan
 from sweeps.config import Config, ConfigError, as_plain, source_specs
-from sweeps.leases import LeaseQueue
-from sweeps.plan import Plan, Subject, default_run_name, make_plan
-from sweeps.progress import SweepProgress
+from sweeps.follower import Follower
+from sweeps.leases import Lease, LeaseQueue
+from sweeps.plan import Plan, Subject, check_labels, default_run_name, make_plan
+from sweeps.progress import SweepProgress, say
+from sweeps.provenance import device_name, git_commit, now, shell_command, versions
 from sweeps.records import Failure, RunDirectory, RunDirectoryError, RunLock
 from sweeps.report import write_report
-from sweeps.run import RunnerSpec, SubjectSpec, load_subject
-from sweeps.summary import print_plan, print_summary
-from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
+from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec, load_subject
+from sweeps.summary import print_plan, print_search_plan, print_summary
+from sweeps.tracking import TrackerSettings, track_from_records
+from sweeps.units import unit_table
 
 OK, FAILED_TRIALS, INTERRUPTED = 0, 3, 130
-_PACKAGES = ("circuit-sweep", "torch", "diffusers", "ray", "wandb", "numpy", "scipy", "pandas", "pyarrow", "hydra-core")
 
 
 def execute(config: Config) -> int:
@@ -41,6 +44,7 @@ def execute(config: Config) -> int:
         "track": track,
         "aggregate": analyse,
         "report": report,
+        "compare": compare,
         "train": train_model,
     }
     return modes[config.mode](config)
@@ -48,59 +52,66 @@ def execute(config: Config) -> int:
 
 def run_sweep(config: Config) -> int:
     """Measure what is not measured yet, then aggregate and report."""
-    from sweeps.search import run_search  # needs Tune, which a grid does not
-
     console = Console(stderr=True)
+    checked = tracker_settings(config)  # a wrong setting is said now, not after the work
+    settings = checked if config.tracker.name == "wandb" else None
     subject, spec = load(config)
-    plan = make_plan(config, subject)
+    plan = planned(config, subject)
     directory = run_directory(config, plan)
-    directory.create()
+    directory.create(directory.records, directory.samples)
     with RunLock(directory.path):
         begin(config, subject, plan, directory)
+        for part in directory.clean():
+            say(console, f"damaged part {part.name}: set aside, its trials are measured again")
+        interrupted = False
         if config.sweep.kind == "search":
-            plan, code = run_search(config, subject, spec, directory, console)
-        else:
-            code = measure(config, subject, spec, plan, directory, console)
+            with interruptible(console) as stop:
+                found = run_search(config, subject, runner_spec(config, spec, directory), directory, console, stop)
+            plan, interrupted = found.plan, found.interrupted
+        code = INTERRUPTED
+        if not interrupted:
+            with Follower(directory.path, settings) as follower:
+                code = measure(config, subject, spec, plan, directory, console, follower)
+                if code != INTERRUPTED:
+                    finish(config, plan, directory, console, follower)
         if code == INTERRUPTED:
-            console.print(f"Interrupted; the same command goes on where it stopped: {shell_command()}", highlight=False)
-            return code
-        finish(config, plan, directory, console)
+            say(console, f"Interrupted; the same command goes on where it stopped: {shell_command()}")
     return code
 
 
 def measure(
-    config: Config, subject: Subject, spec: SubjectSpec, plan: Plan, directory: RunDirectory, console: Console
+    config: Config,
+    subject: Subject,
+    spec: SubjectSpec,
+    plan: Plan,
+    directory: RunDirectory,
+    console: Console,
+    follower: Follower,
 ) -> int:
     """Run every trial of the plan that is not recorded; returns the exit code."""
-    for part in directory.parts()[1]:
-        console.print(f"unreadable part {part.name}: set aside, its trials are measured again", highlight=False)
-        part.rename(part.with_suffix(".damaged"))
     recorded = directory.recorded()
     pending = [t for t in plan.trials if t.trial_id not in recorded]
     if len(pending) < len(plan):
-        console.print(f"{len(plan) - len(pending)} of {len(plan)} trials are recorded already", highlight=False)
+        say(console, f"{len(plan) - len(pending)} of {len(plan)} trials are recorded already")
     failures: list[Failure] = []
     rows, started, peak = 0, time.monotonic(), 0
     leases = LeaseQueue(pending, config.cluster.lease_seconds)
     runner = runner_spec(config, spec, directory)
     with (
         interruptible(console) as stop,
-        tracked(config, directory, console) as tracker,
         SweepProgress({t.trial_id: t for t in plan.trials}, len(plan) - len(pending), console) as progress,
     ):
-        if config.cluster.name == "inline":
-            outcomes = schedule.inline(leases, runner, subject, stop)
-        else:
-            outcomes = schedule.ray_pool(leases, runner, config.cluster, stop)
-        for _, outcome in outcomes if pending else iter(()):
-            failures += outcome.failures
-            rows, peak = rows + outcome.rows, max(peak, outcome.peak_memory)
-            progress.add(outcome.percents, len(outcome.failures), outcome.rows)
-            for trial_id in outcome.percents:
-                tracker(trial_id)
+        with closing(outcomes_of(config, leases, runner, subject, stop)) as outcomes:
+            for _, outcome in outcomes:
+                failures += outcome.failures
+                rows, peak = rows + outcome.rows, max(peak, outcome.peak_memory)
+                progress.add(outcome.percents, len(outcome.failures), outcome.rows)
+                for trial_id in outcome.percents:
+                    follower.trial_done(trial_id)
         interrupted = stop.is_set()
-    directory.write_failures(failures)
     now_recorded = directory.recorded() & {t.trial_id for t in plan.trials}
+    failures = still_failed(directory, failures, {t.trial_id for t in plan.trials} - now_recorded)
+    directory.write_failures(failures)
     before = directory.read_run()
     directory.write_run(
         {
@@ -120,35 +131,57 @@ def measure(
     return OK if len(now_recorded) == len(plan) else FAILED_TRIALS
 
 
-def finish(config: Config, plan: Plan, directory: RunDirectory, console: Console) -> None:
+def outcomes_of(
+    config: Config, leases: LeaseQueue, runner: RunnerSpec, subject: Subject, stop: threading.Event
+) -> Generator[tuple[Lease, LeaseOutcome], None, None]:
+    """The outcomes of all leases, from this process or from Ray; Ray is started only if there is work."""
+    if not leases:
+        return
+    if config.cluster.name == "inline":
+        yield from schedule.inline(leases, runner, subject, stop)
+    else:
+        yield from schedule.ray_pool(leases, runner, config.cluster, stop)
+
+
+def still_failed(directory: RunDirectory, failures: list[Failure], unrecorded: set[str]) -> list[Failure]:
+    """Failures of this run, and those of earlier runs that it did not come to try again."""
+    known = {f.trial_id: f for f in (*directory.read_failures(), *failures)}
+    return [f for trial_id, f in known.items() if trial_id in unrecorded]
+
+
+def finish(config: Config, plan: Plan, directory: RunDirectory, console: Console, follower: Follower) -> None:
     """Aggregate, report, track the summary, and say what came out."""
     try:
         found = aggregate(directory)
     except RunDirectoryError as error:
-        console.print(str(error), highlight=False)
+        say(console, str(error))
         return
     page = write_report(directory.path)
     print_summary(Console(), plan, found, config.stats.metric, directory, page)
-    if config.tracker.name == "wandb":
-        outcome = track_from_records(directory.path, tracker_settings(config))
-        Console().print(outcome.message, highlight=False, soft_wrap=True, markup=False)
+    if message := follower.finish():
+        say(Console(), message)
 
 
 def plan_only(config: Config) -> int:
     """``mode=plan``: the grid and its cost; writes nothing but the plan."""
     subject, _ = load(config)
-    plan = make_plan(config, subject)
+    plan = planned(config, subject)
     directory = run_directory(config, plan)
-    directory.path.mkdir(parents=True, exist_ok=True)
-    directory.write_frame(directory.trials, plan.frame())
-    print_plan(Console(), config, subject, plan, directory)
+    refuse_other_plan(plan, directory)
+    directory.create()
+    if config.sweep.kind == "search":
+        directory.write_frame(directory.trials, recall(config, subject, directory).plan().frame())
+        print_search_plan(Console(), config, subject, directory)
+    else:
+        directory.write_frame(directory.trials, plan.frame())
+        print_plan(Console(), config, subject, plan, directory)
     return OK
 
 
 def track(config: Config) -> int:
     """``mode=track``: log from the records whatever is not in W&B yet."""
     outcome = track_from_records(existing(config).path, tracker_settings(config))
-    Console().print(outcome.message, highlight=False, soft_wrap=True, markup=False)
+    say(Console(), outcome.message)
     return OK
 
 
@@ -156,9 +189,7 @@ def analyse(config: Config) -> int:
     """``mode=aggregate``: effects from the records."""
     directory = existing(config)
     found = aggregate(directory)
-    Console().print(
-        f"{directory.effects}: {len(found.effects)} effects, {found.missing} trials not measured", highlight=False
-    )
+    say(Console(), f"{directory.effects}: {len(found.effects)} effects, {found.missing} trials not measured")
     return OK
 
 
@@ -166,7 +197,15 @@ def report(config: Config) -> int:
     """``mode=report``: aggregate and write the page."""
     directory = existing(config)
     aggregate(directory)
-    Console().print(str(write_report(directory.path)), highlight=False, soft_wrap=True)
+    say(Console(), str(write_report(directory.path)))
+    return OK
+
+
+def compare(config: Config) -> int:
+    """``mode=compare``: what the same ablations do in run.b and not in run.a."""
+    from sweeps.compare import compare_runs
+
+    say(Console(), compare_runs(config.run))
     return OK
 
 
@@ -174,7 +213,7 @@ def train_model(config: Config) -> int:
     """``mode=train``: train a shipped model; goes on where it stopped."""
     from rich.progress import Progress
 
-    from circuits.shipped import SHIPPED, train_tiny_faces
+    from circuits.shipped import train_tiny_faces
     from circuits.training import TrainingProgress
 
     if config.model.name not in SHIPPED or config.model.training is None:
@@ -189,23 +228,34 @@ def train_model(config: Config) -> int:
             bar.update(task, completed=at.step, description=f"loss {at.loss:.4f}, {at.seconds_per_step:.2f} s a step")
 
         exported = train_tiny_faces(config.model.training, folder, show)
-    Console().print(
-        f"{exported}: sweep it with model=hub model.path={exported}, or copy it to circuits/assets/", highlight=False
-    )
+    say(Console(), f"{exported}: sweep it with model=hub model.path={exported}, or copy it to circuits/assets/")
     return OK
 
 
 def load(config: Config) -> tuple[Subject, SubjectSpec]:
     """Model and data sets in this process: for the plan, and for a sweep without Ray."""
-    spec = SubjectSpec(
+    spec = subject_spec(config)
+    subject = load_subject(spec)
+    check_labels(subject)
+    return subject, spec
+
+
+def subject_spec(config: Config) -> SubjectSpec:
+    """What to load, with absolute paths, since workers run elsewhere."""
+    path = config.model.path
+    return SubjectSpec(
         model_name=config.model.name,
-        model_path=absolute(config.model.path),
+        model_path=path if path in SHIPPED else absolute(path),
         dtype=config.model.dtype,
         device=schedule.resolve_device(config.cluster.device),
-        sources=tuple(source_specs(config.data)),
+        sources=tuple(replace(s, root=absolute(s.root) if s.root else None) for s in source_specs(config.data)),
         images=images_needed(config),
     )
-    return load_subject(spec), spec
+
+
+def planned(config: Config, subject: Subject) -> Plan:
+    """Every trial of a grid; of a search its identity, since its trials follow from one another."""
+    return search_plan(config, subject) if config.sweep.kind == "search" else make_plan(config, subject)
 
 
 def images_needed(config: Config) -> int:
@@ -226,7 +276,7 @@ def runner_spec(config: Config, spec: SubjectSpec, directory: RunDirectory) -> R
 
 
 def absolute(path: str) -> str:
-    """A local folder by its absolute path, since workers run elsewhere; names and hub ids as they are."""
+    """A local folder by its absolute path; hub ids as they are."""
     return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
 
 
@@ -239,7 +289,7 @@ def existing(config: Config) -> RunDirectory:
     if config.run.name:
         directory = RunDirectory(Path(config.run.root).expanduser() / config.run.name)
     else:
-        directory = run_directory(config, make_plan(config, load(config)[0]))
+        directory = run_directory(config, planned(config, load(config)[0]))
     if not directory.trials.is_file():
         from circuits.naming import nearest
 
@@ -250,15 +300,11 @@ def existing(config: Config) -> RunDirectory:
 
 
 def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory) -> None:
-    """Write the plan and what it runs with; a different plan needs a different run directory."""
-    before = directory.read_run()
-    if before.get("plan", plan.digest) != plan.digest:
-        raise ConfigError(
-            f"run.name: {directory.path.name} holds a different plan ({before['plan'][:8]}, this one is {plan.digest[:8]}); "
-            "choose another run.name, or leave it out"
-        )
+    """Write the plan and what it runs with."""
+    before = refuse_other_plan(plan, directory)
     directory.write_config(as_plain(config))
     directory.write_frame(directory.trials, plan.frame())
+    directory.write_frame(directory.units, unit_table(subject.data))
     denoiser = subject.denoiser
     directory.write_run(
         {
@@ -289,6 +335,17 @@ def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory)
     )
 
 
+def refuse_other_plan(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
+    """What run.json says so far; a different plan needs a different run directory."""
+    before = directory.read_run()
+    if before.get("plan", plan.digest) != plan.digest:
+        raise ConfigError(
+            f"run.name: {directory.path.name} holds a different plan ({before['plan'][:8]}, "
+            f"this one is {plan.digest[:8]}); choose another run.name, or leave it out"
+        )
+    return before
+
+
 @contextmanager
 def interruptible(console: Console) -> Iterator[threading.Event]:
     """The first Ctrl-C (or SIGTERM) lets what is in flight finish, the second ends at once."""
@@ -301,7 +358,7 @@ def interruptible(console: Console) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print("Stopping when what is in flight has finished; again to stop at once.", highlight=False)
+        say(console, "Stopping when what is in flight has finished; again to stop at once.")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -309,30 +366,6 @@ def interruptible(console: Console) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def tracked(config: Config, directory: RunDirectory, console: Console) -> Iterator[Callable[[str], None]]:
-    """Log finished trials to W&B from a thread beside the work; yields what to call with a trial's id."""
-    if config.tracker.name != "wandb":
-        yield lambda _: None
-        return
-    tracker = open_tracker(directory.path, tracker_settings(config))
-    ended = threading.Event()
-
-    def follow() -> None:
-        while not ended.wait(1.0):
-            tracker.follow_once()
-
-    thread = threading.Thread(target=follow, name="tracker", daemon=True)
-    thread.start()
-    try:
-        yield tracker.trial_done
-    finally:
-        ended.set()
-        thread.join(timeout=tracker_settings(config).init_timeout)
-        if thread.is_alive():
-            console.print("W&B is slow; mode=track can log the rest later", highlight=False)
 
 
 def tracker_settings(config: Config) -> TrackerSettings:
@@ -348,38 +381,3 @@ def tracker_settings(config: Config) -> TrackerSettings:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Of the checkout this runs from, with ``+`` where it has uncommitted changes."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return commit.stdout.strip() + ("+" if changed.returncode else "") if commit.returncode == 0 else None
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-def shell_command() -> str:
-    import shlex
-
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

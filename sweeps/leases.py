@@ -30,7 +30,7 @@ class Lease:
 
 
 class LeaseQueue:
-    """Cuts the pending trials into leases of about ``seconds`` of work, by a running estimate of the time a trial takes."""
+    """Cuts the pending trials into leases of about ``seconds`` of work, by a running estimate of a trial's time."""
 
     def __init__(self, trials: Iterable[Trial], seconds: float) -> None:
         groups: OrderedDict[tuple, deque[Trial]] = OrderedDict()
@@ -67,4 +67,5 @@ class LeaseQueue:
 
 def share_key(trial: Trial) -> tuple:
     """Trials with the same key share their clean pass and the layer at which they first differ from it."""
-    return (trial.model, trial.dataset, trial.protocol, trial.window, trial.images, trial.samples, trial.layer_index)
+    units = (trial.first_image, trial.images, trial.samples)
+    return (trial.model, trial.dataset, trial.protocol, trial.window, units, trial.layer_index)

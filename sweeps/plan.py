@@ -1,11 +1,13 @@
-"""The grid: every trial of a sweep, ordered, deduplicated, validated and hashed by content, before any work is spent."""
+"""The grid: every trial of a sweep, ordered, deduplicated, validated and hashed by content, before any work is done."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from sweeps.config import Config, ConfigError, as_indices, as_list
 
 COLUMNS = (
     "trial_id", "model", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength",
-    "window_index", "t_start", "t_end", "sites",
+    "window_index", "t_start", "t_end", "sites", "phase",
 )  # fmt: skip
 
 
@@ -31,9 +33,10 @@ class Trial:
     """One cell of the grid. The same trial has the same id anywhere, for ever.
 
     Attributes:
-        head: -1 for all heads of the layer (level ``layer``) and for sets.
+        layer, layer_index, head: "" and -1 for sets, which may span layers; head is -1 for all heads of a layer too.
         t_start, t_end: the window, in training timesteps, t_start >= t_end.
-        images: units measured; samples: images generated to look at.
+        images: units measured, from ``first_image`` on; samples: images generated to look at.
+        phase: ``grid``; or ``search``, measured to be chosen from; or ``confirm``, the chosen again on fresh images.
     """
 
     trial_id: str
@@ -50,6 +53,8 @@ class Trial:
     window: Window
     images: int
     samples: int
+    first_image: int = 0
+    phase: str = "grid"
 
     def row(self) -> dict[str, Any]:
         """The trial as a row of trials.parquet."""
@@ -58,7 +63,7 @@ class Trial:
             "level": self.level, "layer": self.layer, "layer_index": self.layer_index, "head": self.head,
             "stream": self.stream, "mode": self.intervention.mode.value, "strength": self.intervention.strength,
             "window_index": self.window_index, "t_start": self.window.t_start, "t_end": self.window.t_end,
-            "sites": [f"{site.layer}:{site.head}" for site in self.intervention.sites],
+            "sites": [f"{site.layer}:{site.head}" for site in self.intervention.sites], "phase": self.phase,
         }  # fmt: skip
 
     @property
@@ -68,7 +73,9 @@ class Trial:
             where = " + ".join(f"{s.layer} head {s.head}" for s in self.intervention.sites)
         else:
             where = f"layer {self.layer_index}" + ("" if self.head == ALL_HEADS else f" head {self.head}")
-        return f"{where}, {self.intervention.mode.value}, t {self.window.t_start}-{self.window.t_end}, {self.dataset}"
+        mode, strength = self.intervention.mode.value, self.intervention.strength
+        how = mode if strength == 1 else f"{mode} {strength:g}"
+        return f"{where}, {how}, t {self.window.t_start}-{self.window.t_end}, {self.dataset}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,22 @@ class Subject:
     denoiser: Denoiser
     layers: tuple[AttentionLayer, ...]
     data: Mapping[str, DataSet]
+    _fingerprints: dict[tuple[str, int, int], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def fingerprint(self, dataset: str, first: int, images: int) -> str:
+        """Of the pixels that a trial measures; computed once, since thousands of trials share them."""
+        key = (dataset, first, images)
+        if key not in self._fingerprints:
+            chosen = self.data[dataset].measured.take(range(first, first + images))
+            self._fingerprints[key] = chosen.fingerprint()
+        return self._fingerprints[key]
+
+    def reference_fingerprint(self, dataset: str) -> str:
+        """Of the pixels that mean ablation averages over."""
+        key = (dataset, -1, -1)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = self.data[dataset].reference.fingerprint()
+        return self._fingerprints[key]
 
 
 @dataclass(frozen=True)
@@ -101,9 +124,9 @@ class Plan:
 
     def baseline_rows(self) -> int:
         steps = len(self.timesteps)
-        passes = {(t.dataset, t.window, t.images) for t in self.trials if t.protocol == "denoise"}
-        trajectories = {(t.dataset, generated(t)) for t in self.trials if generated(t)}
-        return sum(n for _, _, n in passes) + sum(n * steps for _, n in trajectories)
+        passes = {(t.dataset, t.window, t.first_image, t.images) for t in self.trials if t.protocol == "denoise"}
+        trajectories = {(t.dataset, t.first_image, generated(t)) for t in self.trials if generated(t)}
+        return sum(n for *_, n in passes) + sum(n * steps for *_, n in trajectories)
 
 
 def generated(trial: Trial) -> int:
@@ -126,11 +149,11 @@ def make_plan(config: Config, subject: Subject) -> Plan:
         ConfigError: a layer, head or window that the model or sampler does not have.
     """
     sweep = config.sweep
-    timesteps = tuple(int(t) for t in subject.denoiser.sampler(sweep.steps).timesteps)
+    timesteps = sampler_steps(config, subject)
     layers = choose_layers(sweep.layers, subject.layers)
     windows = choose_windows(sweep.windows, timesteps, subject.denoiser.train_timesteps)
     modes = [Mode(m) for m in as_list(sweep.modes, "sweep.modes")]
-    _check_modes(config, modes, layers, windows, timesteps, subject)
+    check_modes(config, modes, layers, windows, timesteps, subject, images=sweep.images)
     trials: dict[str, Trial] = {}
     for dataset in subject.data:
         for protocol in as_list(sweep.protocols, "sweep.protocols"):
@@ -147,10 +170,31 @@ def make_plan(config: Config, subject: Subject) -> Plan:
     return Plan(ordered, timesteps, plan_digest(config, ordered))
 
 
+def sampler_steps(config: Config, subject: Subject) -> tuple[int, ...]:
+    """The sampler's training timesteps, the noisiest first."""
+    most = subject.denoiser.train_timesteps
+    if config.sweep.steps > most:
+        raise ConfigError(
+            f"sweep.steps: the model has {most} timesteps; expected 1 to {most}, got {config.sweep.steps}"
+        )
+    return tuple(int(t) for t in subject.denoiser.sampler(config.sweep.steps).timesteps)
+
+
+def check_labels(subject: Subject) -> None:
+    """Refuse a data set that is no class of a class-conditional model."""
+    classes = subject.denoiser.classes
+    for name, data in subject.data.items():
+        if classes and not (data.label is not None and 0 <= data.label < classes):
+            raise ConfigError(
+                f"data.sets: {name!r} has label {'none' if data.label is None else data.label}, and model="
+                f"{subject.denoiser.name} is conditioned on classes; valid: 0 to {classes - 1}"
+            )
+
+
 def plan_digest(config: Config, trials: Sequence[Trial]) -> str:
     """Hash of the trials and of what is registered about their analysis before the run."""
     registered = {"stats": [config.stats.name, config.stats.metric, config.stats.alpha, config.stats.margin]}
-    return _hash({"trials": sorted(t.trial_id for t in trials), **registered})
+    return content_hash({"trials": sorted(t.trial_id for t in trials), **registered})
 
 
 def make_trial(
@@ -164,26 +208,32 @@ def make_trial(
     *,
     level: str,
     images: int | None = None,
+    samples: int | None = None,
+    first_image: int = 0,
+    phase: str = "grid",
 ) -> Trial:
     """A trial with its content hash as id: everything that its numbers depend on, and nothing else."""
     sweep, data = config.sweep, subject.data[dataset]
     first = intervention.sites[0]
     layer = next(known for known in subject.layers if known.name == first.layer)
     images = sweep.images if images is None else images
+    samples = sweep.samples if samples is None else samples
+    of_set = level == "set"
     content = {
         "revision": subject.denoiser.revision, "dtype": config.model.dtype,
-        "data": _fingerprint(data, images), "label": data.label, "dataset": dataset, "protocol": protocol,
+        "data": subject.fingerprint(dataset, first_image, images), "label": data.label, "dataset": dataset,
+        "protocol": protocol,
         "mode": intervention.mode.value, "strength": intervention.strength,
         "sites": sorted((s.layer, s.head) for s in intervention.sites),
         "window": [window.t_start, window.t_end], "sampler": ["ddim", sweep.steps], "seed": sweep.seed,
-        "images": images, "samples": sweep.samples, "metrics": METRICS_VERSION,
-        "replacement": _replacement_fingerprint(intervention.mode, dataset, subject),
+        "first_image": first_image, "images": images, "samples": samples, "metrics": METRICS_VERSION,
+        "replacement": _replacement(intervention.mode, dataset, first_image, images, subject),
     }  # fmt: skip
     return Trial(
-        trial_id=_hash(content)[:16], model=config.model.name, dataset=dataset, protocol=protocol, level=level,
-        layer=layer.name, layer_index=layer.index, head=first.head if len(intervention.sites) == 1 else ALL_HEADS,
-        stream=layer.stream, intervention=intervention, window_index=window_index, window=window,
-        images=images, samples=sweep.samples,
+        trial_id=content_hash(content)[:16], model=config.model.name, dataset=dataset, protocol=protocol, level=level,
+        layer="" if of_set else layer.name, layer_index=-1 if of_set else layer.index,
+        head=ALL_HEADS if of_set else first.head, stream=layer.stream, intervention=intervention,
+        window_index=window_index, window=window, images=images, samples=samples, first_image=first_image, phase=phase,
     )  # fmt: skip
 
 
@@ -191,7 +241,7 @@ def choose_layers(value: Any, layers: Sequence[AttentionLayer]) -> list[Attentio
     """Layers by index, range, or module path."""
     names = {layer.name: layer for layer in layers}
     parts = [str(p) for p in as_list(value, "sweep.layers")]
-    if value != "all" and any(not p.replace("-", "").isdigit() for p in parts):
+    if value != "all" and any(not re.fullmatch("[-0-9]+", p) for p in parts):
         for part in parts:
             if part not in names:
                 raise ConfigError(f"sweep.layers: the model has no layer {part!r}{nearest(part, names)}")
@@ -200,29 +250,36 @@ def choose_layers(value: Any, layers: Sequence[AttentionLayer]) -> list[Attentio
 
 
 def choose_windows(value: Any, timesteps: Sequence[int], train_timesteps: int) -> list[Window]:
-    """Equal ranges of training timesteps by count, or explicit [t_start, t_end] pairs; each must hold a sampler step."""
-    if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+    """Equal ranges of training timesteps by count, or explicit [t_start, t_end] pairs; each holds a sampler step."""
+    if re.fullmatch("[0-9]{1,9}", str(value)):
         count = int(value)
         if not 1 <= count <= len(timesteps):
             raise ConfigError(f"sweep.windows: expected a count from 1 to {len(timesteps)} (sweep.steps), got {count}")
         edges = [round(train_timesteps * i / count) for i in range(count + 1)]
-        windows = [Window(high - 1, low) for low, high in zip(edges, edges[1:], strict=False)][::-1]
+        windows = [Window(high - 1, low) for low, high in itertools.pairwise(edges)][::-1]
     else:
         windows = [_pair(item, train_timesteps) for item in as_list(value, "sweep.windows")]
+    if not windows:
+        raise ConfigError("sweep.windows: nothing chosen; expected a count or a list of [t_start, t_end]")
     for window in windows:
         if not window.select(timesteps):
             middle = (window.t_start + window.t_end) / 2
             near = min(timesteps, key=lambda t: abs(t - middle))
+            every = [str(t) for t in timesteps]
+            shown = every if len(every) <= 12 else [*every[:5], "...", *every[-5:]]
             raise ConfigError(
                 f"sweep.windows: [{window.t_start}, {window.t_end}] holds no sampler step; the nearest is t={near} "
-                f"(sweep.steps={len(timesteps)} gives {', '.join(map(str, timesteps))})"
+                f"(sweep.steps={len(timesteps)} gives {', '.join(shown)})"
             )
     return windows
 
 
 def _pair(item: Any, train_timesteps: int) -> Window:
-    if not isinstance(item, (list, tuple)) or len(item) != 2 or not all(isinstance(t, int) for t in item):
-        raise ConfigError(f"sweep.windows: expected a count or a list of [t_start, t_end], got {item!r}")
+    if not isinstance(item, (list, tuple)) or len(item) != 2 or not all(type(t) is int for t in item):
+        raise ConfigError(
+            f"sweep.windows: expected a count or a list of [t_start, t_end] such as "
+            f"[[{train_timesteps - 1},{train_timesteps // 2}]], got {item!r}"
+        )
     t_start, t_end = item
     if not train_timesteps > t_start >= t_end >= 0:
         raise ConfigError(f"sweep.windows: expected {train_timesteps - 1} >= t_start >= t_end >= 0, got {list(item)}")
@@ -237,19 +294,30 @@ def _heads(config: Config, layer: AttentionLayer) -> list[tuple[str, int]]:
     return heads + ([("layer", ALL_HEADS)] if "layer" in levels else [])
 
 
-def _check_modes(
+def check_modes(
     config: Config,
     modes: Sequence[Mode],
     layers: Sequence[AttentionLayer],
     windows: Sequence[Window],
     timesteps: Sequence[int],
     subject: Subject,
+    *,
+    images: int,
+    key: str = "sweep.images",
 ) -> None:
-    resampling = {Mode.resample, Mode.resample_across} & set(modes)
+    """Refuse what a mode cannot do; ``key`` is the setting that gives the trials their ``images``.
+
+    Raises:
+        ConfigError: too few images or samples, a single data set, or a layer without values of its own.
+    """
+    # Under protocol `sample` a trial's images are generated together, all at the same timesteps.
+    resampling = {Mode.resample, Mode.resample_across} & set(modes) and "denoise" in as_list(
+        config.sweep.protocols, "sweep.protocols"
+    )
     steps = max(len(w.select(timesteps)) for w in windows)
-    if resampling and config.sweep.images < 2 * steps:
+    if resampling and images < 2 * steps:
         raise ConfigError(
-            f"sweep.images: resample needs 2 images a sampler step of a window, {2 * steps} in all, got {config.sweep.images}"
+            f"{key}: resample needs 2 images a sampler step of a window, {2 * steps} in all, got {images}"
         )
     if resampling and config.sweep.samples == 1:
         raise ConfigError("sweep.samples: resample needs 0 or at least 2 samples, got 1")
@@ -264,19 +332,16 @@ def _check_modes(
             )
 
 
-def _fingerprint(data: DataSet, images: int) -> str:
-    return data.measured.take(range(images)).fingerprint()
-
-
-def _replacement_fingerprint(mode: Mode, dataset: str, subject: Subject) -> str | None:
-    """Of the images that the replacement is computed from, where those are not the measured ones."""
+def _replacement(mode: Mode, dataset: str, first: int, images: int, subject: Subject) -> Any:
+    """What the replacement is computed from, where that is not the measured images themselves."""
     if mode is Mode.mean:
-        return subject.data[dataset].reference.fingerprint()
+        return subject.reference_fingerprint(dataset)
     if mode is Mode.resample_across:
         names = list(subject.data)
-        return subject.data[names[(names.index(dataset) + 1) % len(names)]].measured.fingerprint()
+        other = names[(names.index(dataset) + 1) % len(names)]
+        return [other, subject.data[other].label, subject.fingerprint(other, first, images)]
     return None
 
 
-def _hash(content: Any) -> str:
+def content_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Progress of a sweep on the terminal: bar, rate, ETA, failures and the running top; plain lines where there is no terminal."""
+"""Progress of a sweep on the terminal: bar, rate, ETA, failures and the running top; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from sweeps.plan import Trial
 
 TOP = 5
 _LINE_EVERY = 15.0
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is: the brackets of a command line are no markup, and no line is broken."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class SweepProgress:
@@ -60,7 +65,7 @@ class SweepProgress:
             self._live.update(Group(self._bar, self._top()))
         elif time.monotonic() - self._last_line > _LINE_EVERY:
             self._last_line = time.monotonic()
-            self._console.print(self.line(), highlight=False)
+            say(self._console, self.line())
 
     def eta(self) -> float:
         """Seconds left at the rate so far."""

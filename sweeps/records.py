@@ -1,16 +1,18 @@
 """What was measured, on disk: Parquet parts that appear whole or not at all, and the files around them.
 
-A part holds whole trials, so a trial that is in a readable part is recorded. Parts may overlap (a lease that ran twice); readers
-drop the duplicates.
+A part holds whole trials, so a trial that is in an intact part is recorded. Parts may overlap (a lease that ran twice);
+readers drop the duplicates.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,10 @@ class RunDirectoryError(RuntimeError):
     """A run directory that cannot be used; the message is one line for the user."""
 
 
+class GaveOut(RuntimeError):
+    """The work cannot go on here (a full disk, no worker that stays alive); the message is one line for the user."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A trial that failed for good."""
@@ -59,57 +65,68 @@ class RunDirectory:
         self.trials = self.path / "trials.parquet"
         self.effects = self.path / "effects.parquet"
         self.comparisons = self.path / "comparisons.parquet"
+        self.diagnostics = self.path / "diagnostics.parquet"
+        self.units = self.path / "units.parquet"
         self.failures = self.path / "failures.parquet"
         self.run = self.path / "run.json"
 
-    def create(self) -> None:
-        self.records.mkdir(parents=True, exist_ok=True)
-        self.samples.mkdir(exist_ok=True)
-        for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+    def create(self, *folders: Path) -> None:
+        """Make the run's folder, and these inside it.
+
+        Raises:
+            RunDirectoryError: they cannot be made.
+        """
+        try:
+            for folder in (self.path, *folders):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"run.root: {self.path} cannot be made ({_reason(error)})") from error
+
+    def clean(self) -> list[Path]:
+        """Delete what a killed process left half written, and set damaged parts aside; only under the lock.
+
+        Returns:
+            the parts set aside, whose trials count as not measured.
+        """
+        for folder in (self.path, self.records, self.samples, self.path / "report"):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+        damaged = [part for part in self._listed() if _intact(part) is None]
+        for part in damaged:
+            part.rename(part.with_suffix(".damaged"))
+        return damaged
 
     # measurements
 
     def write_part(self, lease_id: str, measurements: pa.Table) -> Path:
         """Publish a lease's measurements: temporary name, sync, rename."""
         target = self.records / f"{lease_id}-{uuid.uuid4().hex[:8]}.parquet"
-        publish(target, lambda temporary: pq.write_table(measurements, temporary, compression="zstd"))
+        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+        publish(target, lambda temporary: pq.write_table(measurements, temporary, **options))
         return target
 
-    def parts(self) -> tuple[list[Path], list[Path]]:
-        """Readable and unreadable parts; a part without a valid footer (cut off, overwritten) counts for nothing."""
-        good: list[Path] = []
-        bad: list[Path] = []
-        for part in sorted(self.records.glob("*.parquet")):
-            try:
-                known = set(pq.read_schema(part).names) >= set(MEASUREMENTS.names)
-            except (pa.ArrowException, OSError):
-                known = False
-            (good if known else bad).append(part)
-        return good, bad
+    def tables(self) -> Iterator[pa.Table]:
+        """The intact parts, one at a time, with ``trial_id`` and ``metric`` dictionary-encoded."""
+        for part in self._listed():
+            table = _intact(part)
+            if table is not None:
+                yield table
 
     def recorded(self) -> set[str]:
         """Ids of the trials with measurements on disk."""
         found: set[str] = set()
-        for part in self.parts()[0]:
-            try:
-                column = pq.read_table(part, columns=["trial_id"]).column(0)
-            except (pa.ArrowException, OSError):
-                continue  # a damaged column: its trials are measured again
-            found.update(column.unique().to_pylist())
+        for table in self.tables():
+            found.update(table.column("trial_id").unique().to_pylist())
         return found
 
     def measurements(self) -> pd.DataFrame:
         """Every measurement once."""
-        tables = []
-        for part in self.parts()[0]:
-            try:
-                tables.append(pq.read_table(part, columns=MEASUREMENTS.names))
-            except (pa.ArrowException, OSError):
-                continue
-        table = pa.concat_tables(tables) if tables else MEASUREMENTS.empty_table()
-        frame = table.to_pandas()
+        tables = [table.cast(MEASUREMENTS) for table in self.tables()]
+        frame = pa.concat_tables(tables or [MEASUREMENTS.empty_table()]).to_pandas()
         return frame.drop_duplicates(KEY, ignore_index=True)
+
+    def _listed(self) -> list[Path]:
+        return sorted(self.records.glob("*.parquet"))
 
     # the files around them
 
@@ -118,10 +135,28 @@ class RunDirectory:
         publish(self.config, lambda temporary: temporary.write_text(text))
 
     def read_config(self) -> dict[str, Any]:
-        return yaml.safe_load(self.config.read_text())
+        """
+        Raises:
+            RunDirectoryError: nothing was run here yet.
+        """
+        try:
+            return yaml.safe_load(self.config.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise RunDirectoryError(f"{self.path} holds no run: config.yaml cannot be read") from error
 
     def write_frame(self, target: Path, frame: pd.DataFrame) -> None:
         publish(target, lambda temporary: frame.to_parquet(temporary, index=False))
+
+    def read_frame(self, source: Path) -> pd.DataFrame:
+        """
+        Raises:
+            RunDirectoryError: it is not there, or damaged.
+        """
+        try:
+            # Without partitioning: a folder named ``seed=1`` would become a column.
+            return pq.read_table(source, partitioning=None).to_pandas()
+        except (OSError, pa.ArrowException) as error:
+            raise RunDirectoryError(f"{self.path} holds no run: {source.name} cannot be read") from error
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         rows = [vars(f) for f in failures]
@@ -130,6 +165,14 @@ class RunDirectory:
         else:
             self.failures.unlink(missing_ok=True)
 
+    def read_failures(self) -> list[Failure]:
+        """Trials that failed in earlier runs; none where the file is absent or from another version."""
+        try:
+            rows = self.read_frame(self.failures).to_dict("records")
+            return [Failure(**{str(key): value for key, value in row.items()}) for row in rows]
+        except (RunDirectoryError, TypeError):
+            return []
+
     def write_run(self, facts: dict[str, Any]) -> None:
         """Merge into run.json, which grows over the life of a run."""
         merged = self.read_run() | facts | {"schema_version": SCHEMA_VERSION}
@@ -137,24 +180,33 @@ class RunDirectory:
         publish(self.run, lambda temporary: temporary.write_text(text))
 
     def read_run(self) -> dict[str, Any]:
+        """
+        Raises:
+            RunDirectoryError: a newer version wrote it, or it is damaged.
+        """
+        if not self.run.is_file():
+            return {}
         try:
             facts = json.loads(self.run.read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-        if facts.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
+            written_by = int(facts.get("schema_version", SCHEMA_VERSION))
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunDirectoryError(f"{self.run} is damaged; delete it to go on without it") from error
+        if written_by > SCHEMA_VERSION:
             raise RunDirectoryError(
-                f"{self.path} was written by a newer version (schema {facts['schema_version']}, this one knows {SCHEMA_VERSION})"
+                f"{self.path} was written by a newer version (schema {written_by}, this one knows {SCHEMA_VERSION})"
             )
         return facts
 
 
-def measurement_table(trial_ids: list[str], metric: str, baseline: np.ndarray, ablated: np.ndarray) -> pa.Table:
-    """One metric of several trials as rows. ``baseline`` is ``[units]``, ``ablated`` ``[trials, units]``; units count from 0."""
+def measurement_table(
+    trial_ids: list[str], metric: str, baseline: np.ndarray, ablated: np.ndarray, first_unit: int = 0
+) -> pa.Table:
+    """One metric of several trials as rows. ``baseline`` is ``[units]``, ``ablated`` ``[trials, units]``."""
     trials, units = ablated.shape
     return pa.table(
         {
             "trial_id": np.repeat(np.array(trial_ids, dtype=object), units),
-            "unit": np.tile(np.arange(units, dtype=np.int32), trials),
+            "unit": np.tile(np.arange(first_unit, first_unit + units, dtype=np.int32), trials),
             "metric": pa.array([metric] * (trials * units)),
             "baseline": np.tile(baseline.astype(np.float32), trials),
             "ablated": ablated.astype(np.float32).reshape(-1),
@@ -163,58 +215,119 @@ def measurement_table(trial_ids: list[str], metric: str, baseline: np.ndarray, a
     )
 
 
+def _intact(part: Path) -> pa.Table | None:
+    """A part's measurements, or None where a byte of them is wrong (pages have checksums) or missing."""
+    try:
+        with pq.ParquetFile(part, read_dictionary=["trial_id", "metric"], page_checksum_verification=True) as file:
+            table = file.read(MEASUREMENTS.names)
+    except (pa.ArrowException, OSError):
+        return None
+    return table if table.schema.names == MEASUREMENTS.names else None
+
+
 def publish(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        GaveOut: it cannot be written, because the disk is full, say.
+    """
     temporary = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         write(temporary)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        _discard(temporary)
+        raise GaveOut(f"{target} could not be written ({_reason(error)})") from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in it durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # what made the write fail may keep it from being deleted; the next run cleans up
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
 class RunLock:
-    """Only one driver works on a run directory; a lock left by a dead process of this machine is taken over."""
+    """Only one driver works on a run directory. The kernel drops the lock with its process, however that ends.
+
+    Where another host holds it, nothing tells whether that host still lives, so its lock is never taken over.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "lock.json"
+        self._handle: int | None = None
 
     def __enter__(self) -> RunLock:
-        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-        for _ in range(2):
+        while self._handle is None:
             try:
-                with self._path.open("x") as handle:
-                    handle.write(mine)
-                return self
-            except FileExistsError:
-                self._refuse_if_alive()
-                self._path.unlink(missing_ok=True)
-        raise RunDirectoryError(f"could not take the lock {self._path}; another driver is starting at the same time")
+                handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise RunDirectoryError(f"{self._path} cannot be written ({_reason(error)})") from error
+            try:
+                self._handle = handle if self._taken(handle) else None
+            finally:
+                if self._handle is None:
+                    os.close(handle)
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        return self
 
-    def _refuse_if_alive(self) -> None:
+    def _taken(self, handle: int) -> bool:
+        """Whether the lock is ours; False where its holder deleted the file meanwhile, and it must be opened again.
+
+        Raises:
+            RunDirectoryError: another driver has it.
+        """
         try:
-            holder = json.loads(self._path.read_text())
-            host, pid = str(holder["host"]), int(holder["pid"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # cut off while being written: its writer is gone or is about to retry
-        here = host == socket.gethostname()
-        if not here or _alive(pid):
-            raise RunDirectoryError(
-                f"{self._path.parent} is in use by process {pid} on {host}; wait for it, or delete {self._path} if it is dead"
-            )
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise self._refusal(handle) from error
+        except OSError:
+            pass  # a file system without locks: two drivers would do some work twice, and break nothing
+        try:
+            if not os.path.samestat(os.fstat(handle), os.stat(self._path)):
+                return False
+        except FileNotFoundError:
+            return False
+        if self._holder(handle).get("host", socket.gethostname()) != socket.gethostname():
+            raise self._refusal(handle)
+        return True
+
+    def _holder(self, handle: int) -> dict[str, Any]:
+        try:
+            holder = json.loads(os.pread(handle, 4096, 0))
+        except ValueError:  # its holder is just writing it, or died doing so
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _refusal(self, handle: int) -> RunDirectoryError:
+        holder = self._holder(handle)
+        who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', socket.gethostname())}"
+        return RunDirectoryError(
+            f"{self._path.parent} is in use by {who}; wait for it, or delete {self._path} if that process is dead"
+        )
 
     def __exit__(self, *_: object) -> None:
+        assert self._handle is not None
         self._path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        os.close(self._handle)
+        self._handle = None

@@ -6,6 +6,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,14 @@ from circuits.engine import Engine, Generated, Paired
 from circuits.metrics import sample_distances, sample_metrics
 from circuits.sites import find_sites
 from circuits.statistics import percent
-from sweeps.aggregate import gains
+from sweeps.gains import gains
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, generated
-from sweeps.records import Failure, RunDirectory, measurement_table, publish
+from sweeps.records import Failure, GaveOut, RunDirectory, measurement_table, publish
 
 ATTEMPTS = 2
+DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,)  # the process cannot use its device any more
+_NO_TRIALS_FAULT: tuple[type[Exception], ...] = (GaveOut, *DEVICE_LOST)
 _MAGNIFY = 2
 
 
@@ -82,7 +85,7 @@ def load_subject(spec: SubjectSpec) -> Subject:
 
 
 def load_data(spec: SubjectSpec, denoiser: Denoiser) -> dict:
-    label_mode = "class" if denoiser.classes else "none"
+    label_mode: Literal["class", "none"] = "class" if denoiser.classes else "none"
     return {
         source.name: load_data_set(
             source, images=spec.images, size=denoiser.size, channels=denoiser.channels, label_mode=label_mode
@@ -115,13 +118,20 @@ class Runner:
         return True
 
     def run(self, lease: Lease) -> LeaseOutcome:
-        """Measure a lease and write its part. A trial that raises is measured alone, twice, and then recorded as failed."""
+        """Measure a lease and write its part. A trial that raises is measured alone, twice, and then counts as failed.
+
+        Raises:
+            GaveOut: the records cannot be written.
+            DEVICE_LOST: an error after which nothing can be measured in this process.
+        """
         started, rows = time.monotonic(), self._engine.rows_run
         tables: list[pa.Table] = []
         percents: dict[str, float] = {}
         failures: list[Failure] = []
         try:
             tables.append(self._measure(lease.trials, percents))
+        except _NO_TRIALS_FAULT:
+            raise
         except Exception:
             percents.clear()
             for trial in lease.trials:
@@ -139,6 +149,8 @@ class Runner:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._measure((trial,), percents)
+            except _NO_TRIALS_FAULT:
+                raise
             except Exception as error:
                 if attempt == ATTEMPTS:
                     line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -151,9 +163,9 @@ class Runner:
         ids = [t.trial_id for t in trials]
         paired: dict[str, Paired] = {}
         if first.protocol == "denoise":
-            paired |= self._engine.denoise(first.dataset, first.window, interventions, first.images)
+            paired |= self._engine.denoise(first.dataset, first.window, interventions, first.images, first.first_image)
         if generated(first):
-            made = self._engine.sample(first.dataset, first.window, interventions, generated(first))
+            made = self._engine.sample(first.dataset, first.window, interventions, generated(first), first.first_image)
             paired |= measure_generated(made, properties=first.protocol == "sample")
             for index, trial in enumerate(trials):
                 shown = slice(0, max(1, trial.samples))
@@ -165,12 +177,13 @@ class Runner:
         g = gains(shown_metric.ablated.numpy(), shown_metric.baseline.numpy())
         percents.update(zip(ids, percent(g.mean(axis=1)).tolist(), strict=True))
         return pa.concat_tables(
-            measurement_table(ids, name, pair.baseline.numpy(), pair.ablated.numpy()) for name, pair in paired.items()
+            measurement_table(ids, name, pair.baseline.numpy(), pair.ablated.numpy(), first.first_image)
+            for name, pair in paired.items()
         )
 
 
 def measure_generated(made: Generated, *, properties: bool) -> dict[str, Paired]:
-    """Metrics of generated images: properties that baseline and ablated images both have, and distances between them."""
+    """Metrics of generated images: properties that baseline and ablated images both have, and their distances."""
     variants, seeds = made.ablated.shape[:2]
     flat = made.ablated.flatten(0, 1)
     repeated = made.baseline.repeat(variants, 1, 1, 1)

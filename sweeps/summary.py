@@ -13,11 +13,13 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from sweeps.aggregate import Aggregate
+from sweeps.candidates import search_space
 from sweeps.config import Config
 from sweeps.leases import share_key
 from sweeps.plan import Plan, Subject
 from sweeps.progress import clock
 from sweeps.records import RunDirectory
+from sweeps.rungs import rungs
 
 STRONGEST = 10
 _PROBE_ROWS = 32
@@ -45,6 +47,31 @@ def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, d
     table.add_row("forwards", f"{rows:,} rows of one image")
     table.add_row("FLOPs", f"{rows * flops:.3g} ({flops:.3g} a row)")
     table.add_row("estimated time", f"{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")
+    table.add_row("run directory", escape(str(directory.path)))
+    console.print(table)
+
+
+def print_search_plan(console: Console, config: Config, subject: Subject, directory: RunDirectory) -> None:
+    """The space of a search and what the search costs at most; how much less depends on what it finds."""
+    space, steps, search = search_space(config, subject), rungs(config), config.sweep.search
+    candidates, confirmed = min(search.candidates, space.size()), min(search.confirm, space.size())
+    # Each candidate with its baseline, on every rung; the confirmations generate samples too.
+    rows = 2 * candidates * sum(steps) + 2 * confirmed * (
+        config.sweep.images + config.sweep.samples * config.sweep.steps
+    )
+    flops, seconds = probe(subject)
+    table = Table(title=f"{config.sweep.name} on {escape(config.model.name)}", show_header=False, title_justify="left")
+    table.add_row("sets", f"{space.size():,} of up to {space.max_heads} of {len(space.sites)} heads")
+    table.add_row("  data sets", ", ".join(map(escape, space.datasets)))
+    table.add_row("  modes", ", ".join(f"{mode.value}" for mode in space.modes))
+    table.add_row("  strengths", ", ".join(f"{strength:g}" for strength in space.strengths))
+    table.add_row("  windows", ", ".join(f"{w.t_start}-{w.t_end}" for w in space.windows))
+    table.add_row("searched", f"{candidates} sets, on {', '.join(map(str, steps))} images")
+    fresh = f"images {config.sweep.images} to {2 * config.sweep.images - 1}"
+    table.add_row("confirmed", f"the best {confirmed}, on {fresh}; {config.sweep.samples} generated")
+    table.add_row("forwards", f"at most {rows:,} rows of one image")
+    table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row)")
+    table.add_row("estimated time", f"at most {clock(rows * seconds)} of measuring here ({seconds * 1e3:.1f} ms a row)")
     table.add_row("run directory", escape(str(directory.path)))
     console.print(table)
 
@@ -78,11 +105,14 @@ def print_summary(
     console: Console, plan: Plan, found: Aggregate, metric: str, directory: RunDirectory, page: Path
 ) -> None:
     """Verdict counts, the ten strongest heads, and where everything lies."""
-    primary = found.effects[found.effects["metric"] == metric]
+    primary = found.effects[found.effects["metric"] == metric].merge(plan.frame()[["trial_id", "phase"]], on="trial_id")
+    searched, primary = primary[primary["phase"] == "search"], primary[primary["phase"] != "search"]
     counts = primary["verdict"].value_counts()
     verdicts = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("degraded", "improved", "negligible", "inconclusive"))
     missing = f"; {found.missing} trials have no measurements" if found.missing else ""
     console.print(f"{len(primary)} trials by {metric}: {verdicts}{missing}", highlight=False)
+    if len(searched):
+        print_confirmed(console, confirmed_sets(plan, found.effects, metric), len(searched), directory)
     heads = strongest_heads(plan, found.effects, metric)
     if len(heads):
         table = Table(title="Strongest heads", title_justify="left")
@@ -101,3 +131,39 @@ def print_summary(
             )
         console.print(table)
     console.print(f"report: {page}\nrun directory: {directory.path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_confirmed(console: Console, sets: pd.DataFrame, searched: int, directory: RunDirectory) -> None:
+    """The sets that a search chose, by what they do to images it never saw. L2H3 is head 3 of layer 2."""
+    index = {name: i for i, name in enumerate(directory.read_run().get("model", {}).get("layers", []))}
+    table = Table(title="Strongest sets, on fresh images", title_justify="left")
+    for column in ("heads", "how", "confirmed", "95% CI", "q", "chosen at"):
+        table.add_column(column, justify="left" if column in {"heads", "how"} else "right")
+    for row in sets.itertuples():
+        sites = [site.rpartition(":") for site in row.sites]
+        table.add_row(
+            escape(" ".join(f"L{index.get(layer, layer)}H{head}" for layer, _, head in sites)),
+            escape(f"{row.mode} {row.strength:g}, t {row.t_start}-{row.t_end}, {row.dataset}"),
+            f"{row.percent:+.1f}%",
+            f"{row.ci_low:.1f} to {row.ci_high:.1f}",
+            f"{row.q:.1e}",
+            f"{row.percent_searched:+.1f}%",
+        )
+    if len(sets):
+        console.print(table)
+    console.print(
+        f"The {len(sets)} were chosen as the strongest of {searched} sets, so the effects they were chosen at are too "
+        "large on average. The confirmed ones are not: they come from images and noise that the search never saw.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def confirmed_sets(plan: Plan, effects: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Confirmed trials with their effect, the strongest first, and ``percent_searched``, by which they were chosen."""
+    joined = effects[effects["metric"] == metric].merge(plan.frame(), on="trial_id")
+    joined = joined.assign(sites=joined["sites"].map(tuple))
+    axes = ["dataset", "mode", "strength", "window_index", "sites"]
+    searched = joined.loc[joined["phase"] == "search", [*axes, "percent"]]
+    confirmed = joined[joined["phase"] == "confirm"].merge(searched, on=axes, suffixes=("", "_searched"))
+    return confirmed.sort_values("percent", ascending=False)

@@ -88,18 +88,23 @@ class ObrienFleming(Accumulator):
     horizon, .061 (.101) with a second at half of n_max.
     """
 
-    def __init__(self, trials: int, margin: float, horizons: Sequence[tuple[int, float]], first: int) -> None:
+    def __init__(
+        self, trials: int, margin: float, horizons: Sequence[tuple[int | Int[np.ndarray, " trials"], float]], first: int
+    ) -> None:
+        """`horizons`: (images, share of the error) of each, the images one number or one a trial."""
         super().__init__(trials, margin)
-        self.horizons, self.first = tuple(horizons), first
+        self.first = first
+        self.shares = tuple(share for _, share in horizons)
+        self.limits = np.stack([np.broadcast_to(np.asarray(limit), (trials,)) for limit, _ in horizons])
         self.mean, self.squares = np.zeros(trials), np.zeros(trials)  # Welford: running mean and sum of squares
         self.peak = np.zeros(trials)
-        self.highest = np.full((len(self.horizons), 4, trials), -np.inf)
+        self.highest = np.full((len(self.shares), 4, trials), -np.inf)
 
     def _arrays(self) -> list[np.ndarray]:
-        return [self.mean, self.squares, self.peak, self.highest]
+        return [self.mean, self.squares, self.peak, self.highest, self.limits]
 
     def _step(self, state: list[np.ndarray], j: Int[np.ndarray, " rows"], streams: np.ndarray) -> None:
-        mean, squares, peak, highest = state
+        mean, squares, peak, highest, limits = state
         x = streams[0]
         before = x - mean
         mean += before / j
@@ -111,13 +116,13 @@ class ObrienFleming(Accumulator):
         level = total / np.where(constant, 1.0, sd)
         if constant.any():
             level = np.where(constant, np.where(total > 0, np.inf, -np.inf), level)
-        for peaks, (horizon, _) in zip(highest, self.horizons, strict=True):
-            np.maximum(peaks, level, out=peaks, where=(j >= self.first) & (j <= horizon))
+        for peaks, limit in zip(highest, limits, strict=True):
+            np.maximum(peaks, level, out=peaks, where=(j >= self.first) & (j <= limit))
 
     def evidence(self) -> Evidence:
         tail = np.ones(self.highest.shape[1:])
-        for highest, (horizon, share) in zip(self.highest, self.horizons, strict=True):
-            tail = np.minimum(tail, 2.0 * ndtr(-highest / np.sqrt(horizon)) / share)
+        for highest, limit, share in zip(self.highest, self.limits, self.shares, strict=True):
+            tail = np.minimum(tail, 2.0 * ndtr(-highest / np.sqrt(limit)) / share)
         p = np.maximum(tail, np.maximum(np.exp2(-self.count.astype(np.float64)), TINY))
         none = np.full(self.count.shape, np.nan)
         return Evidence(p[0], p[1], np.maximum(p[2], p[3]), p[2], none, none, none)

@@ -98,11 +98,21 @@ class SequentialTrials:
     alone and not on how they were batched, so it is rebuilt from records by feeding them again.
     """
 
-    def __init__(self, trials: int, rule: StoppingRule, family: Sequence[object] | np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        trials: int,
+        rule: StoppingRule,
+        family: Sequence[object] | np.ndarray | None = None,
+        n_max: Sequence[int] | Int[np.ndarray, " trials"] | None = None,
+    ) -> None:
+        """`n_max`: images of each trial, where a data set has fewer than the rule's; `family`: see hierarchical_fdr."""
         check_count(trials, "trials")
         self.rule = rule
+        self.n_max = np.full(trials, rule.n_max) if n_max is None else np.asarray(n_max, dtype=np.int64)
+        if self.n_max.shape != (trials,) or self.n_max.min() < 2 or self.n_max.max() > rule.n_max:
+            raise ValueError(f"n_max: expected {trials} numbers from 2 to {rule.n_max}, got {n_max!r}")
         self.family = np.zeros(trials, dtype=int) if family is None else check_labels(family, "family", trials)
-        self._evidence = _accumulator(trials, rule)
+        self._evidence = _accumulator(trials, rule, self.n_max)
         self._verdict = np.full(trials, "inconclusive", dtype="<U12")
         self._stopped = np.full(trials, "", dtype="<U7")
 
@@ -114,7 +124,7 @@ class SequentialTrials:
     @property
     def active(self) -> Bool[np.ndarray, " trials"]:
         """Trials that want further images."""
-        return (self._stopped == "") & (self._evidence.count < self.rule.n_max)
+        return (self._stopped == "") & (self._evidence.count < self.n_max)
 
     def update(
         self,
@@ -133,9 +143,9 @@ class SequentialTrials:
         if g.shape[0] != rows.size:
             raise ValueError(f"g: expected one row for each of {rows.size} trials, got {g.shape[0]}")
         first = np.broadcast_to(np.asarray(start, dtype=np.int64), rows.shape)
-        if first.size and (first.min() < 0 or first.max() + g.shape[1] > self.rule.n_max):
+        if first.size and (first.min() < 0 or (first + g.shape[1] > self.n_max[rows]).any()):
             raise ValueError(
-                f"start: expected positions in [0, {self.rule.n_max}), got {first.min()} to "
+                f"start: expected positions in [0, {self.n_max[rows].min()}), got {first.min()} to "
                 f"{first.max() + g.shape[1] - 1}"
             )
         running = self._stopped[rows] == ""
@@ -169,7 +179,7 @@ class SequentialTrials:
         evidence = self._evidence.evidence()
         q = self._adjusted(evidence)
         verdict = verdicts(*q, alpha=self.rule.alpha)
-        short = self._evidence.count < self.rule.n_max
+        short = self._evidence.count < self.n_max
         newly = short & (self._stopped != "decided") & (verdict != "inconclusive")
         self._verdict[newly] = verdict[newly]
         self._stopped[newly] = "decided"
@@ -215,10 +225,13 @@ class SequentialTrials:
         return rows
 
 
-def _accumulator(trials: int, rule: StoppingRule) -> Accumulator:
+def _accumulator(trials: int, rule: StoppingRule, n_max: Int[np.ndarray, " trials"]) -> Accumulator:
     if rule.statistic == "sign":
         return SignEProcess(trials, rule.margin)
     if rule.statistic == "betting":
         return BettingEProcess(trials, rule.margin)
-    horizons = [(max(rule.first, round(fraction * rule.n_max)), share) for fraction, share in rule.horizons]
+    horizons = [
+        (np.maximum(np.minimum(rule.first, n_max), np.rint(fraction * n_max).astype(np.int64)), share)
+        for fraction, share in rule.horizons
+    ]
     return ObrienFleming(trials, rule.margin, horizons, rule.first)

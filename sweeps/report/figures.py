@@ -1,17 +1,22 @@
 """The figures of a report, in the order in which the page shows them."""
 
+import math
 from collections.abc import Callable
 from typing import ParamSpec
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
 
 from sweeps.report import wording
 from sweeps.report.cell_grid import grid_axes
 from sweeps.report.drawing import Drawing
+from sweeps.report.findings import detectable_percent
 from sweeps.report.heatmap import heatmap
 from sweeps.report.plots import contrast, contrast_pairs, forest, p_values, volcano
 from sweeps.report.reported_run import CALLED, ReportedRun
+from sweeps.report.resolution import agreement_of_halves, corrected_level, spread_between_images, whole_from_halves
+from sweeps.report.resolution_plots import images_used, minimum_detectable, split_half
 from sweeps.report.theme import FIGURE_STYLE
 
 P = ParamSpec("P")
@@ -66,9 +71,21 @@ def draw_forest(run: ReportedRun) -> list[Drawing]:
             f"{first.dataset}, {wording.effect(first)}.",
             caption=f"Point: percent degradation; line: its {wording.CONFIDENCE} interval, not adjusted for the "
             "selection: the top of a ranking is partly luck, so confirm it on fresh images. Grey band: the margin of "
-            "negligible effects.",
+            f"negligible effects.{_ranks_caption(top)}",
         )
     ]
+
+
+def _ranks_caption(cells: pd.DataFrame) -> str:
+    if not cells["rank"].notna().any():
+        return ""
+    first = next(cells[cells["rank"].notna()].itertuples())
+    ranked, images = int(first.ranked), int(first.rank_images)
+    screened = " that lead on the other images" if images < first.n else ""
+    return (
+        f" Right: the rank of a trial among the {ranked:,} head trials of its data set{screened}, with intervals that "
+        f"hold all at once, from {images:,} images; empty where a trial is not among them."
+    )
 
 
 def draw_evidence(run: ReportedRun) -> list[Drawing]:
@@ -95,6 +112,54 @@ def draw_evidence(run: ReportedRun) -> list[Drawing]:
             "these share images and a network, so it is a guide only.",
         ),
     ]
+
+
+def draw_resolution(run: ReportedRun) -> list[Drawing]:
+    """What this many images can show: detectable effects, agreement of halves, and images used where they vary."""
+    cells, stats = run.cells, run.stats
+    drawings = []
+    if len(spread_between_images(cells)) > 1:
+        corrected = corrected_level(cells, stats.alpha)
+        smallest = detectable_percent(cells, stats.alpha)
+        drawings.append(
+            Drawing(
+                name="minimum-detectable",
+                figure=_styled(minimum_detectable, cells, stats.alpha, corrected, 100 * stats.margin),
+                title="What could have been found",
+                alt=f"Smallest detectable degradation of {len(cells)} trials, {wording.percent(smallest)} for the "
+                "middle one, and how it falls with the number of images.",
+                caption="Solid: one trial tested alone. Dashed: at the largest p that the correction over all trials "
+                "let pass. Grey band: 80% of the trials. Normal approximation from the spread between images.",
+            )
+        )
+    halves = cells[cells["level"] == "head"] if (cells["level"] == "head").any() else cells
+    agreement = agreement_of_halves(halves)
+    if math.isfinite(agreement):
+        noun = "head trial" if (cells["level"] == "head").any() else "trial"
+        drawings.append(
+            Drawing(
+                name="split-half",
+                figure=_styled(split_half, halves),
+                title="One half of the images against the other",
+                alt=f"Scatter of {wording.count(len(halves), noun)}: effect on every other image against the images "
+                f"between; rank correlation {wording.decimal(agreement)}.",
+                caption=f"Rank correlation of the halves {wording.decimal(agreement)} over "
+                f"{wording.count(len(halves), noun)}; of all images with as many others, by Spearman and Brown, "
+                f"{wording.decimal(whole_from_halves(agreement))}. Where most trials do nothing, their order is noise "
+                "and the correlation is low for that reason.",
+            )
+        )
+    if cells["n"].nunique() > 1:
+        drawings.append(
+            Drawing(
+                name="images-used",
+                figure=_styled(images_used, cells),
+                title="Images used",
+                alt=f"Bars: how many of {len(cells)} trials used how many images; {cells['n'].mean():.0f} on average.",
+                caption="A trial that stopped early keeps the verdict of its stop; its estimate leans away from zero.",
+            )
+        )
+    return drawings
 
 
 def draw_contrasts(run: ReportedRun) -> list[Drawing]:

@@ -2,15 +2,17 @@
 
 import math
 import re
+from dataclasses import dataclass
 
 import pandas as pd
-from scipy.stats import norm, spearmanr
+from scipy.stats import spearmanr
 
 from sweeps.report import wording
 from sweeps.report.plots import contrast_pairs
 from sweeps.report.reported_run import VERDICTS, ReportedRun
+from sweeps.report.resolution import level_under_skew, smallest_detectable, spread_between_images
 
-_POWER = 0.8
+_LEANS = 1.0  # skewness beyond which a trial's test is no longer close to its level
 
 
 def key_findings(run: ReportedRun) -> list[str]:
@@ -36,13 +38,45 @@ def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
 
 
 def detectable_percent(cells: pd.DataFrame, alpha: float) -> float:
-    """The degradation that half of these trials find with 80% power at the uncorrected alpha, one-sided.
+    """The degradation that half of these trials find with 80% power at the uncorrected alpha, one-sided."""
+    return 100 * math.expm1(smallest_detectable(spread_between_images(cells), cells["n"], alpha).median())
 
-    From the spread between images, mean / d_z, and the normal approximation: a guide, not a guarantee.
+
+@dataclass(frozen=True)
+class Skewness:
+    """Of g over images, for the method section.
+
+    Attributes:
+        median, low: over trials; low is the 5% quantile.
+        left, degraded_left: trials that lean to the left by more than 1, and those of them called degraded.
+        level: what a nominal alpha comes to at `low`, to first order; warn: enough to matter for a claim.
     """
-    spread = (cells["mean_log_ratio"] / cells["d_z"]).abs()
-    smallest = (norm.ppf(1 - alpha) + norm.ppf(_POWER)) * spread / cells["n"].pow(0.5)
-    return 100 * math.expm1(smallest[smallest.notna() & (smallest < math.inf)].median())
+
+    median: str
+    low: str
+    left: int
+    degraded_left: int
+    level: str
+    warn: bool
+
+
+def skewness(run: ReportedRun) -> Skewness | None:
+    """None where the run has no diagnostics."""
+    cells = run.cells[run.cells["skewness"].notna()]
+    if cells.empty:
+        return None
+    low = float(cells["skewness"].quantile(0.05))
+    left = cells["skewness"] < -_LEANS
+    degraded = int((left & (cells["verdict"] == "degraded")).sum())
+    level = level_under_skew(run.stats.alpha, low, float(cells["n"].median()))
+    return Skewness(
+        median=wording.decimal(float(cells["skewness"].median())),
+        low=wording.decimal(low),
+        left=int(left.sum()),
+        degraded_left=degraded,
+        level=f"{100 * level:.1f}%",
+        warn=degraded > 0,
+    )
 
 
 def _verdicts(run: ReportedRun) -> str:

@@ -18,6 +18,15 @@ _ALL_GAP = 0.45  # between the heads and the whole layer, in cells
 
 
 @dataclass(frozen=True)
+class Legend:
+    """What the colours and the two kinds of grey stand for."""
+
+    scale: str = "percent degradation (fixed bins)"
+    negligible: str = "negligible"
+    inconclusive: str = "inconclusive"
+
+
+@dataclass(frozen=True)
 class _Layout:
     """Inches. The cells shrink for large models, down to a size that is still a cell."""
 
@@ -63,7 +72,7 @@ class _Layout:
         return x / across, y / up, width / across, height / up
 
 
-def heatmap(cells: pd.DataFrame, axes: GridAxes, variants: tuple[str, ...]) -> Figure:
+def heatmap(cells: pd.DataFrame, axes: GridAxes, variants: tuple[str, ...], legend: Legend | None = None) -> Figure:
     """The cells of one data set and stream. Colour only where the verdict allows a claim."""
     layout = _Layout(axes, len(variants))
     figure = Figure(figsize=layout.size)
@@ -84,7 +93,7 @@ def heatmap(cells: pd.DataFrame, axes: GridAxes, variants: tuple[str, ...]) -> F
         figure.text(
             layout.left / layout.size[0], top, wording.short(variant, 80), fontsize=10.5, fontweight="bold", va="bottom"
         )
-    _draw_legend(figure, layout)
+    _draw_legend(figure, layout, legend or Legend())
     return figure
 
 
@@ -124,7 +133,7 @@ def _look(verdict: str, percent: float) -> dict[str, Any]:
     return {"facecolor": LIGHT["faint"], **hatch, **edge}
 
 
-def _draw_legend(figure: Figure, layout: _Layout) -> None:
+def _draw_legend(figure: Figure, layout: _Layout, legend: Legend) -> None:
     width, height = layout.size
     bar = figure.add_axes((layout.left / width, 0.36 / height, 5.1 / width, 0.15 / height))
     for position, name in enumerate(BIN_NAMES):
@@ -135,14 +144,14 @@ def _draw_legend(figure: Figure, layout: _Layout) -> None:
     edges = [f"{edge:+d}".replace("-", wording.MINUS) for edge in BIN_EDGES]
     bar.set_xticks(range(1, len(BIN_NAMES)), edges)
     bar.tick_params(labelsize=7, length=2, pad=1.5)
-    bar.set_title("percent degradation (fixed bins)", fontsize=7.5, color=LIGHT["muted"], pad=3)
+    bar.set_title(legend.scale, fontsize=7.5, color=LIGHT["muted"], pad=3)
     for spine in bar.spines.values():
         spine.set_visible(False)
     keys = figure.add_axes(((layout.left + 5.4) / width, 0.36 / height, 2.6 / width, 0.15 / height))
     keys.axis("off")
     keys.set_xlim(0, 2.6)
     keys.set_ylim(0, 0.15)
-    for x, verdict in ((0.0, "negligible"), (1.1, "inconclusive")):
+    for x, verdict, name in ((0.0, "negligible", legend.negligible), (1.1, "inconclusive", legend.inconclusive)):
         keys.add_patch(Rectangle((x, 0), 0.22, 0.15, clip_on=False, **_look(verdict, 0.0)))
-        keys.text(x + 0.29, 0.07, verdict, fontsize=8, color=LIGHT["muted"], va="center")
+        keys.text(x + 0.29, 0.07, name, fontsize=8, color=LIGHT["muted"], va="center")
     keys.text(2.35, 0.07, "blank: not run", fontsize=8, color=LIGHT["muted"], va="center")

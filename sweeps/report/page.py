@@ -1,39 +1,24 @@
 """The page: everything above, put into the template."""
 
-import base64
-import hashlib
 import math
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from sweeps.records import publish
 from sweeps.report import wording
-from sweeps.report.drawing import Drawing, inline
-from sweeps.report.figures import draw_contrasts, draw_evidence, draw_forest, draw_heatmaps
-from sweeps.report.findings import detectable_percent, key_findings, verdict_counts
+from sweeps.report.drawing import Drawing
+from sweeps.report.figures import draw_contrasts, draw_evidence, draw_forest, draw_heatmaps, draw_resolution
+from sweeps.report.findings import detectable_percent, key_findings, skewness, verdict_counts
 from sweeps.report.reported_run import VERDICTS, ReportedRun, mapping, read_run
 from sweeps.report.samples import sample_gallery
 from sweeps.report.tables import comparison_rows, failure_rows, metric_rows, tally, trial_rows
-from sweeps.report.theme import DARK, LIGHT, css_variables
+from sweeps.report.template import Figure, embedded, fill
 
 TOP_ROWS = 30
 MAX_ROWS = 4_000  # of the table of all trials; the rest is in effects.parquet
 SHOWN_COMPARISONS = 15
 MAX_COMPARISONS = 500
 MAX_FAILURES = 100
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing as the template needs it."""
-
-    drawing: Drawing
-    svg: Markup
 
 
 def write_report(run_dir: Path) -> Path:
@@ -51,70 +36,43 @@ def render(run: ReportedRun, figures: Path) -> str:
     """The page as text; writes the figures into the folder on the way."""
 
     def shown(drawings: list[Drawing]) -> list[Figure]:
-        return [Figure(drawing, Markup(inline(drawing.save(figures), drawing))) for drawing in drawings]
+        return embedded(drawings, figures)
 
-    script = _asset("table.js")
     rows = trial_rows(run.cells)
     is_head = run.cells["level"] == "head"
     metrics, other_metrics = metric_rows(run)
-    return (
-        _environment()
-        .get_template("index.html.j2")
-        .render(
-            title=_title(run),
-            lead=_lead(run),
-            brief=_brief(run),
-            facts=_facts(run),
-            layers=_layers(run),
-            data=_data(run),
-            findings=key_findings(run),
-            counts=verdict_counts(run.cells),
-            verdicts=VERDICTS,
-            heatmaps=shown(draw_heatmaps(run)),
-            forest=shown(draw_forest(run)),
-            evidence=shown(draw_evidence(run)),
-            contrasts=shown(draw_contrasts(run)),
-            top_heads=trial_rows(run.cells[is_head].head(TOP_ROWS)),
-            top_others=trial_rows(run.cells[~is_head].head(TOP_ROWS // 2)),
-            rows=rows[:MAX_ROWS],
-            row_count=len(rows),
-            tally=tally(run) if rows else [],
-            gallery=sample_gallery(run),
-            metrics=metrics,
-            other_metrics=other_metrics if len(metrics) > 1 else [],
-            comparisons=comparison_rows(run, MAX_COMPARISONS),
-            shown_comparisons=SHOWN_COMPARISONS,
-            comparison_count=len(run.comparisons),
-            failures=failure_rows(run)[:MAX_FAILURES],
-            failure_count=len(run.failures),
-            method=_method(run),
-            stats=run.stats,
-            confidence=wording.CONFIDENCE,
-            style=Markup(_style()),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    return fill(
+        "index.html.j2",
+        title=_title(run),
+        lead=_lead(run),
+        brief=_brief(run),
+        facts=_facts(run),
+        layers=_layers(run),
+        data=_data(run),
+        findings=key_findings(run),
+        counts=verdict_counts(run.cells),
+        verdicts=VERDICTS,
+        heatmaps=shown(draw_heatmaps(run)),
+        forest=shown(draw_forest(run)),
+        evidence=shown(draw_evidence(run)),
+        resolution=shown(draw_resolution(run)),
+        contrasts=shown(draw_contrasts(run)),
+        top_heads=trial_rows(run.cells[is_head].head(TOP_ROWS)),
+        top_others=trial_rows(run.cells[~is_head].head(TOP_ROWS // 2)),
+        rows=rows[:MAX_ROWS],
+        row_count=len(rows),
+        tally=tally(run) if rows else [],
+        gallery=sample_gallery(run),
+        metrics=metrics,
+        other_metrics=other_metrics if len(metrics) > 1 else [],
+        comparisons=comparison_rows(run, MAX_COMPARISONS),
+        shown_comparisons=SHOWN_COMPARISONS,
+        comparison_count=len(run.comparisons),
+        failures=failure_rows(run)[:MAX_FAILURES],
+        failure_count=len(run.failures),
+        method=_method(run),
+        stats=run.stats,
     )
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("sweeps.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _asset(name: str) -> str:
-    return (files("sweeps.report") / name).read_text(encoding="utf-8")
-
-
-def _style() -> str:
-    light = f":root {{ {css_variables(LIGHT)} }}"
-    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }}"
-    return f"{light}\n{dark}\n{_asset('style.css')}"
 
 
 def _title(run: ReportedRun) -> str:
@@ -218,6 +176,7 @@ def _method(run: ReportedRun) -> dict[str, Any]:
         "margin": f"{100 * run.stats.margin:g}",
         "margin_low": f"{-100 * math.expm1(-run.stats.log_margin):.3g}",
         "detectable": wording.percent(smallest),
+        "skewness": skewness(run),
         "stopped_early": int(cells["stopped"].notna().sum()),
         "futile": int((cells["stopped"] == "futile").sum()),
         "protocol": str(cells["protocol"].iloc[0]) if len(cells) else "denoise",

@@ -1,22 +1,16 @@
 """Forest, volcano, p-value and contrast figures. Effects are drawn on the log-ratio scale and labelled in percent."""
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy.stats import beta
 
 from sweeps.report import wording
+from sweeps.report.axes import MARKERS, draw_reference, key, log_ratio, percent_axis
 from sweeps.report.reported_run import CALLED, CELL_KEYS, VERDICTS
 from sweeps.report.theme import LIGHT, dataset_colour
 
-_MARKERS = ("o", "D", "s", "^")
-_TICKS = (-90, -80, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 _SMALLEST_P = 1e-300
 
 
@@ -24,25 +18,45 @@ def forest(cells: pd.DataFrame, datasets: tuple[str, ...], margin: float) -> Fig
     """A row a trial, in the order given."""
     rows = len(cells)
     figure = Figure(figsize=(10.9, 0.75 + 0.235 * rows), layout="constrained")
-    axes = figure.add_subplot()
+    ranked = cells["rank"].notna().any()
+    axes, *ranks = figure.subplots(1, 1 + ranked, squeeze=False, sharey=True, width_ratios=(2.6, 1)[: 1 + ranked])[0]
     for row, trial in enumerate(cells.itertuples()):
         index = datasets.index(trial.dataset)
         colour = dataset_colour(index)
-        ends = [_log_ratio(trial.ci_low), _log_ratio(trial.ci_high)]
+        ends = [log_ratio(trial.ci_low), log_ratio(trial.ci_high)]
         axes.plot(ends, [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(trial.mean_log_ratio, row, _MARKERS[index % 4], color=colour, markersize=5)
+        axes.plot(trial.mean_log_ratio, row, MARKERS[index % 4], color=colour, markersize=5)
     labels = [wording.cell(trial) for trial in cells.itertuples()]
     axes.set_yticks(range(rows), labels, color=LIGHT["ink"])
     axes.set_ylim(rows - 0.3, -0.7)
-    _reference(axes.axvline, axes.axvspan, margin)
-    _percent_axis(axes.xaxis)
+    draw_reference(axes.axvline, axes.axvspan, margin)
+    percent_axis(axes.xaxis)
     axes.grid(axis="x", color=LIGHT["faint"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("percent degradation, with its interval")
-    keys = [_key(_MARKERS[i % 4], dataset_colour(i), wording.short(name)) for i, name in enumerate(datasets)]
+    for panel in ranks:
+        _draw_ranks(panel, cells, datasets)
+    keys = [key(MARKERS[i % 4], dataset_colour(i), wording.short(name)) for i, name in enumerate(datasets)]
     figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handletextpad=0.3)
     return figure
+
+
+def _draw_ranks(axes: Axes, cells: pd.DataFrame, datasets: tuple[str, ...]) -> None:
+    """Beside the effects: the rank of each head among those of its data set, 1 on the left."""
+    for row, trial in enumerate(cells.itertuples()):
+        if trial.rank == trial.rank:
+            index = datasets.index(trial.dataset)
+            ends = [trial.rank_low, trial.rank_high]
+            axes.plot(ends, [row, row], color=dataset_colour(index), linewidth=1.6, solid_capstyle="butt")
+            axes.plot(trial.rank, row, MARKERS[index % 4], color=dataset_colour(index), markersize=5)
+    axes.tick_params(labelleft=False)
+    axes.grid(axis="x", color=LIGHT["faint"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 1 <= tick <= axes.get_xlim()[1]])
+    axes.set_xlabel("rank, with its interval")
 
 
 def volcano(cells: pd.DataFrame, datasets: tuple[str, ...], margin: float) -> Figure:
@@ -63,12 +77,12 @@ def volcano(cells: pd.DataFrame, datasets: tuple[str, ...], margin: float) -> Fi
             axes.annotate(
                 wording.short(wording.site(trial)), at, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right"
             )
-        _reference(axes.axvline, axes.axvspan, margin)
-        _percent_axis(axes.xaxis)
+        draw_reference(axes.axvline, axes.axvspan, margin)
+        percent_axis(axes.xaxis)
         axes.set_title(wording.short(dataset, 40))
         axes.set_xlabel("percent degradation")
     panels[0].set_ylabel("−log10 p, one-sided")
-    keys = [_key("o", LIGHT[verdict], verdict, verdict in CALLED) for verdict in VERDICTS]
+    keys = [key("o", LIGHT[verdict], verdict, verdict in CALLED) for verdict in VERDICTS]
     figure.legend(handles=keys, loc="outside upper left", ncols=4, handletextpad=0.2)
     return figure
 
@@ -132,8 +146,8 @@ def contrast(pairs: pd.DataFrame, first: str, second: str, margin: float) -> Fig
     scatter.plot(ends, ends, color=LIGHT["rule"], linewidth=1, zorder=0)
     scatter.set_xlim(ends)
     scatter.set_ylim(ends)
-    _percent_axis(scatter.xaxis)
-    _percent_axis(scatter.yaxis)
+    percent_axis(scatter.xaxis)
+    percent_axis(scatter.yaxis)
     scatter.set_xlabel(f"percent degradation, {first}")
     scatter.set_ylabel(f"percent degradation, {second}")
     scatter.legend(loc="upper left", handletextpad=0.1, title="called degraded on", title_fontsize=8)
@@ -154,49 +168,21 @@ def _draw_dumbbell(axes: Axes, heads: pd.DataFrame, first: str, second: str, mar
         ends = [cell.mean_log_ratio_a, cell.mean_log_ratio_b]
         axes.plot(ends, [row, row], color=LIGHT["rule"], linewidth=2, zorder=1)
         for index, end in enumerate(ends):
-            axes.plot(end, row, _MARKERS[index], color=dataset_colour(index), markersize=5)
+            axes.plot(end, row, MARKERS[index], color=dataset_colour(index), markersize=5)
     labels = [wording.cell(cell) for cell in heads.itertuples()]
     axes.set_yticks(range(len(heads)), labels, color=LIGHT["ink"])
     axes.set_ylim(max(len(heads), 1) - 0.3, -0.7)
-    _reference(axes.axvline, axes.axvspan, margin)
-    _percent_axis(axes.xaxis)
+    draw_reference(axes.axvline, axes.axvspan, margin)
+    percent_axis(axes.xaxis)
     axes.set_xlabel("percent degradation")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=LIGHT["faint"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(
-        handles=[_key(_MARKERS[i], dataset_colour(i), name) for i, name in enumerate((first, second))],
+        handles=[key(MARKERS[i], dataset_colour(i), name) for i, name in enumerate((first, second))],
         loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, handletextpad=0.2,
     )  # fmt: skip
 
 
-def _reference(line: Callable, span: Callable, margin: float) -> None:
-    """No effect, and the margin within which an effect counts as negligible."""
-    span(-margin, margin, color=LIGHT["faint"], linewidth=0, zorder=0)
-    line(0, color=LIGHT["hatch"], linewidth=1, zorder=0)
-
-
-def _percent_axis(axis: Axis) -> None:
-    low, high = axis.get_view_interval()
-    inside = [tick for tick in _TICKS if low <= _log_ratio(tick) <= high]
-    # a tick a 12th of the axis from the last one, so that no two labels touch; 0 is always kept
-    kept: list[int] = []
-    for tick in sorted(inside, key=lambda t: (t != 0, -abs(t))):
-        if all(abs(_log_ratio(tick) - _log_ratio(other)) > (high - low) / 9 for other in kept):
-            kept.append(tick)
-    axis.set_ticks([_log_ratio(tick) for tick in sorted(kept)], [wording.tick(tick) for tick in sorted(kept)])
-
-
-def _log_ratio(percent: float) -> float:
-    return math.log1p(percent / 100) if percent > -100 else -math.inf
-
-
 def _minus_log10(p: pd.Series) -> np.ndarray:
     return -np.log10(np.clip(np.asarray(p, dtype=float), _SMALLEST_P, 1))
-
-
-def _key(marker: str, colour: str, label: str, filled: bool = True) -> Line2D:
-    face = colour if filled else "none"
-    return Line2D(
-        [], [], marker=marker, linestyle="none", markersize=5, markerfacecolor=face, markeredgecolor=colour, label=label
-    )

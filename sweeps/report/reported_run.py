@@ -23,6 +23,9 @@ EFFECT_COLUMNS = (
     "trial_id", "metric", "n", "mean_log_ratio", "percent", "ci_low", "ci_high", "d_z", "p", "q", "verdict",
 )  # fmt: skip
 COMPARISON_COLUMNS = ("name", "metric", "group", "estimate", "ci_low", "ci_high", "p", "q", "n_a", "n_b")
+DIAGNOSTIC_COLUMNS = (
+    "trial_id", "metric", "skewness", "half_a", "half_b", "rank", "rank_low", "rank_high", "ranked", "rank_images",
+)  # fmt: skip
 FAILURE_COLUMNS = ("trial_id", "error", "traceback", "attempts")
 
 # What makes two trials the same cell, whatever the data set and the protocol.
@@ -51,6 +54,7 @@ class ReportedRun:
     trials: pd.DataFrame
     effects: pd.DataFrame
     comparisons: pd.DataFrame
+    diagnostics: pd.DataFrame
     failures: pd.DataFrame
     stats: Stats
 
@@ -58,13 +62,17 @@ class ReportedRun:
     def cells(self) -> pd.DataFrame:
         """Effects on the primary metric with the columns of their trials, the strongest degradation first.
 
-        One protocol only: `denoise` where it was run, so that no cell is there twice.
+        One protocol only: `denoise` where it was run, so that no cell is there twice. Of a search, the confirmed trials.
         """
         metric_effects = self.effects[self.effects["metric"] == self.stats.metric]
         joined = metric_effects.merge(self.trials, on="trial_id", how="left", validate="one_to_one")
+        if "phase" in joined:
+            joined = joined[joined["phase"] != "search"]  # what a search chose from is no finding
         protocols = joined["protocol"].unique().tolist()
         if len(protocols) > 1:
             joined = joined[joined["protocol"] == ("denoise" if "denoise" in protocols else protocols[0])]
+        per_image = self.diagnostics[self.diagnostics["metric"] == self.stats.metric].drop(columns="metric")
+        joined = joined.merge(per_image, on="trial_id", how="left", validate="one_to_one")
         order = joined.assign(called=joined["verdict"] == "degraded")
         order = order.sort_values(["called", "mean_log_ratio"], ascending=False, kind="stable")
         return order.drop(columns="called").reset_index(drop=True)
@@ -106,6 +114,7 @@ def read_run(path: Path) -> ReportedRun:
         trials=_with_variant(trials),
         effects=effects if "stopped" in effects else effects.assign(stopped=None),
         comparisons=_optional(directory.comparisons, COMPARISON_COLUMNS),
+        diagnostics=_optional(directory.diagnostics, DIAGNOSTIC_COLUMNS),
         failures=_optional(directory.failures, FAILURE_COLUMNS),
         stats=stats,
     )

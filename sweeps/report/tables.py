@@ -110,11 +110,11 @@ def comparison_rows(run: ReportedRun, limit: int) -> list[ComparisonRow]:
             name=str(row.name),
             metric=str(row.metric),
             group="" if row.group is None else str(row.group),
-            estimate=_number(row.estimate, wording.estimate),
-            ci_low=_number(row.ci_low, wording.estimate),
-            ci_high=_number(row.ci_high, wording.estimate),
-            p=_number(row.p, wording.probability),
-            q=_number(row.q, wording.probability),
+            estimate=number(row.estimate, wording.estimate),
+            ci_low=number(row.ci_low, wording.estimate),
+            ci_high=number(row.ci_high, wording.estimate),
+            p=number(row.p, wording.probability),
+            q=number(row.q, wording.probability),
             n_a=wording.number(row.n_a),
             n_b=wording.number(row.n_b),
         )
@@ -142,12 +142,12 @@ def _trial_row(rank: int, trial: Any) -> TrialRow:
         window=wording.window(trial),
         window_order=int(trial.window_index),
         dataset=trial.dataset,
-        percent=_number(trial.percent, wording.percent),
-        ci_low=_number(trial.ci_low, wording.percent),
-        ci_high=_number(trial.ci_high, wording.percent),
-        d_z=_number(trial.d_z, wording.decimal),
-        p=_number(trial.p, wording.probability),
-        q=_number(trial.q, wording.probability),
+        percent=number(trial.percent, wording.percent),
+        ci_low=number(trial.ci_low, wording.percent),
+        ci_high=number(trial.ci_high, wording.percent),
+        d_z=number(trial.d_z, wording.decimal),
+        p=number(trial.p, wording.probability),
+        q=number(trial.q, wording.probability),
         n=int(trial.n),
         verdict=trial.verdict,
         stopped=trial.stopped if isinstance(trial.stopped, str) else "",
@@ -163,7 +163,7 @@ def _metric_value(effect: Any) -> tuple[Number, str, str]:
     if effect is None:
         return Number("", "–"), "", "faint"
     called = effect.verdict in CALLED
-    return _number(effect.percent, wording.percent), effect.verdict, bin_name(effect.percent) if called else "faint"
+    return number(effect.percent, wording.percent), effect.verdict, bin_name(effect.percent) if called else "faint"
 
 
 def _trial_names(trials: pd.DataFrame, wanted: pd.Series) -> dict[str, str]:
@@ -173,6 +173,6 @@ def _trial_names(trials: pd.DataFrame, wanted: pd.Series) -> dict[str, str]:
     }
 
 
-def _number(value: Any, write: Any) -> Number:
+def number(value: Any, write: Any) -> Number:
     value = float("nan") if value is None else float(value)
     return Number(f"{value:.6g}" if value == value else "", write(value))

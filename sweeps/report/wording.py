@@ -119,5 +119,5 @@ def slug(*parts: Hashable) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-").lower()[:80]
 
 
-def tick(value: int) -> str:
-    return f"{value:+,d}%".replace("-", MINUS) if value else "0"
+def tick(value: float) -> str:
+    return f"{value:+,g}%".replace("-", MINUS) if value else "0"

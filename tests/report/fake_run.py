@@ -137,6 +137,29 @@ def fake_comparisons(trials: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def fake_diagnostics(trials: pd.DataFrame, effects: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:
+    """Halves that scatter as halves do, and ranks of the 200 leading head trials of each data set."""
+    rng = np.random.default_rng(sweep.seed + 2)
+    cells = effects[effects["metric"] == sweep.stats["metric"]].merge(trials, on="trial_id")
+    apart = rng.normal(0, (cells["mean_log_ratio"] / cells["d_z"]).abs() / np.sqrt(cells["n"]))
+    table = cells[["trial_id", "metric"]].assign(
+        skewness=rng.normal(0.2, 0.5, len(cells)),
+        half_a=cells["mean_log_ratio"] + apart,
+        half_b=cells["mean_log_ratio"] - apart,
+    )
+    heads = cells[cells["level"] == "head"]
+    rank = heads.groupby("dataset")["mean_log_ratio"].rank(ascending=False, method="first")
+    rank = rank[rank <= 200]
+    ranked = rank.groupby(cells["dataset"]).transform("size")
+    return table.assign(
+        rank=rank,
+        rank_low=(rank - 8).clip(lower=1),
+        rank_high=(rank + 15).clip(upper=ranked),
+        ranked=ranked,
+        rank_images=ranked.where(ranked.isna(), IMAGES // 2),
+    )
+
+
 def sample_grid(seed: int, size: int = 32, rows: int = 4) -> Image.Image:
     """baseline | ablated | difference, a row a seed: blurred blobs that pass for faces at a glance."""
     rng = np.random.default_rng(seed)
@@ -160,6 +183,7 @@ def write_fake_run(path: Path, sweep: FakeSweep | None = None) -> Path:
     trials.to_parquet(path / "trials.parquet")
     effects.to_parquet(path / "effects.parquet")
     fake_comparisons(trials, sweep).to_parquet(path / "comparisons.parquet")
+    fake_diagnostics(trials, effects, sweep).to_parquet(path / "diagnostics.parquet")
     failed = trials["trial_id"].iloc[[-1]]
     pd.DataFrame(
         {

@@ -1,32 +1,15 @@
 """The page in a real browser: no console message, scripts work, names cannot run."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, MISSING, opened
 from fake_run import FakeSweep, write_fake_run
 
 from sweeps.report import write_report
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine to open the page with")
-
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-component-update", "--disable-background-networking", "--enable-logging=stderr",
-    "--virtual-time-budget=5000", "--dump-dom",
-]  # fmt: skip
-
-
-def opened(page: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
-    """The document after its scripts ran, and what it wrote to the console."""
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", *flags, f"file://{page}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=MISSING)
 
 
 def with_script(page: Path, target: Path, script: str) -> Path:

@@ -207,3 +207,21 @@ def test_bad_updates_are_refused() -> None:
         trials.update([1, 1], 0, np.ones((2, 4)))
     with pytest.raises(ValueError, match="expected one row for each of 1 trials, got 2"):
         trials.update([1], 0, np.ones((2, 4)))
+
+
+def test_trials_with_fewer_images_equal_a_sweep_of_their_own() -> None:
+    rng = np.random.default_rng(5)
+    g = rng.normal(0.05, 0.2, size=(11, 64))
+    rule = StoppingRule(n_max=64, margin=0.05)
+    short = StoppingRule(n_max=32, margin=0.05)
+    mixed = SequentialTrials(11, rule, n_max=[64] * 6 + [32] * 5)
+    mixed.update(range(6), 0, g[:6])
+    mixed.update(range(6, 11), 0, g[6:, :32])
+    alone_long, alone_short = SequentialTrials(6, rule), SequentialTrials(5, short)
+    alone_long.update(range(6), 0, g[:6])
+    alone_short.update(range(5), 0, g[6:, :32])
+    expected = np.concatenate([alone_long.result().p_degraded, alone_short.result().p_degraded])
+    np.testing.assert_array_equal(mixed.result().p_degraded, expected)
+    assert not mixed.active.any()
+    with pytest.raises(ValueError, match="positions"):
+        mixed.update([7], 32, g[7:8, :1])

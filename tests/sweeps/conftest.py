@@ -1,0 +1,58 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sweeps.config import Config
+from sweeps.driver import load
+from sweeps.plan import Subject
+from tests.sweeps.tiny import composed, save_pictures, save_pipeline
+
+Configure = Callable[..., Config]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for one another cost this model a hundredfold on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def settings(pipeline: Path, pictures: Path) -> list[str]:
+    """Overrides of a sweep of 40 trials: 2 layers x (4 heads + 1) x 2 windows x zero x 2 data sets."""
+    return [
+        "sweep=smoke", "sweep.modes=[zero]", "sweep.images=8", "sweep.steps=4", "sweep.samples=2",
+        "model=hub", f"model.path={pipeline}", "data=folder", f"data.root={pictures}", "cluster=inline", "tracker=none",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def configure(settings: list[str], tmp_path: Path) -> Configure:
+    """``configure("sweep.images=9")``: the tiny sweep with other settings, its runs in a folder of this test."""
+    return lambda *overrides: composed(*settings, f"run.root={tmp_path / 'runs'}", *overrides)
+
+
+@pytest.fixture(scope="session")
+def subject(settings: list[str]) -> Subject:
+    """The tiny model and data sets, loaded."""
+    return load(composed(*settings))[0]
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report takes longer than the sweep; it has its own tests."""
+    monkeypatch.setattr("sweeps.driver.write_report", lambda path: path / "report" / "index.html")
