@@ -1,6 +1,6 @@
-"""What the README says of a shipped model: loss per timestep on held-out images, a contact sheet, and whether its heads do work.
+"""What the README says of a shipped model: loss per timestep on held-out images, a contact sheet, do its heads work.
 
-    python -m benchmarks.model_card [tiny_faces] [--sheet docs/images/tiny_faces_samples.png]
+python -m benchmarks.model_card [tiny_faces] [--sheet docs/images/tiny_faces_samples.png]
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ SHEET_COLUMNS, SHEET_ROWS = 16, 3
 def build_engine(name: str, images: int) -> Engine:
     """The shipped model with its two held-out data sets."""
     denoiser = load_denoiser(name)
-    data = {
-        s.name: load_data_set(s, images=images, size=denoiser.size, channels=denoiser.channels) for s in SOURCES
-    }
+    data = {s.name: load_data_set(s, images=images, size=denoiser.size, channels=denoiser.channels) for s in SOURCES}
     return Engine(denoiser, find_sites(denoiser), data, steps=10, seed=0)
 
 
 def loss_per_timestep(engine: Engine) -> dict[str, dict[int, float]]:
-    """Mean noise-prediction MSE on held-out images, and the loss of always predicting the mean image, per timestep."""
+    """Mean noise-prediction MSE on held-out images, per timestep."""
     table: dict[str, dict[int, float]] = {}
     for name, data in engine.data.items():
         x0 = data.measured.images
@@ -46,7 +44,7 @@ def loss_per_timestep(engine: Engine) -> dict[str, dict[int, float]]:
 
 
 def zero_ablation(engine: Engine, images: int) -> dict[str, np.ndarray]:
-    """Percent increase of the noise-prediction error when zeroed: ``[windows, layers, 1 + heads]``, whole layers first."""
+    """Percent increase of the noise-prediction error when zeroed: ``[windows, layers, 1 + heads]``, layers first."""
     found = {}
     for name in engine.data:
         windows = []
@@ -54,7 +52,9 @@ def zero_ablation(engine: Engine, images: int) -> dict[str, np.ndarray]:
             layers = []
             for layer in engine.layers.values():
                 sites = [Site(layer.name, head) for head in (ALL_HEADS, *range(layer.heads))]
-                paired = engine.denoise(name, window, [Intervention(Mode.zero, (s,)) for s in sites], images)["noise_mse"]
+                paired = engine.denoise(name, window, [Intervention(Mode.zero, (s,)) for s in sites], images)[
+                    "noise_mse"
+                ]
                 layers.append(100 * ((paired.ablated / paired.baseline).log().mean(1).exp() - 1).numpy())
             windows.append(layers)
         found[name] = np.array(windows)
@@ -94,7 +94,9 @@ def main() -> None:
     for name, effects in zero_ablation(engine, arguments.images).items():
         layers, heads = working_parts(effects)
         print(f"{name}: {layers} of {effects.shape[1]} layers reach 20%, {heads} heads reach 5%")
-        print("  layers by window:", np.array2string(effects[:, :, 0], precision=0, suppress_small=True).replace("\n", ""))
+        print(
+            "  layers by window:", np.array2string(effects[:, :, 0], precision=0, suppress_small=True).replace("\n", "")
+        )
     if arguments.sheet:
         contact_sheet(engine, arguments.sheet)
         print(arguments.sheet)

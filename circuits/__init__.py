@@ -1,4 +1,4 @@
-"""Causal interventions on diffusion models: load a denoiser, find its attention heads, ablate them, measure what breaks."""
+"""Causal interventions on diffusion models: load a denoiser, find its heads, ablate them, measure what breaks."""
 
 from circuits.data.sources import DataSet, SourceSpec, load_data_set
 from circuits.denoisers import Denoiser, ModelError, load_denoiser

@@ -24,6 +24,7 @@ from sweeps.gains import Gains, read_gains
 from sweeps.matching import CROSSABLE, CellMatch, disagreement, match_cells
 from sweeps.records import SCHEMA_VERSION, RunDirectory, RunDirectoryError, publish
 from sweeps.report.comparison_page import write_comparison_page
+from sweeps.report.wording import count
 from sweeps.units import UnitMatch, Units, match_images, match_seeds
 
 CELL_COLUMNS = [
@@ -111,7 +112,7 @@ def compare_runs(chosen: RunConfig) -> str:
     counts = primary["verdict"].value_counts()
     said = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("more", "less", "same", "undecided"))
     how = "paired" if primary["paired"].all() else "independent" if not primary["paired"].any() else "partly paired"
-    return f"{len(primary)} cells ({how}) by {metric}, {b.name} against {a.name}: {said}\nreport: {page}"
+    return f"{count(len(primary), 'cell')} ({how}) by {metric}, {b.name} against {a.name}: {said}\nreport: {page}"
 
 
 def open_run(key: str, given: str | None, root: Path) -> ComparedRun:

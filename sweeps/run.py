@@ -203,4 +203,4 @@ def save_grid(target: Path, baseline: torch.Tensor, ablated: torch.Tensor) -> No
     array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array))
     image = image.resize((image.width * _MAGNIFY, image.height * _MAGNIFY), Image.Resampling.NEAREST)
-    publish(target, lambda temporary: image.save(temporary, format="PNG"))
+    publish(target, lambda temporary: image.save(temporary, format="PNG"), synced=False)

@@ -70,9 +70,6 @@ class CandidateRunner:
         self._runner = Runner(spec, self._subject)
         self._known = known_scores(RunDirectory(Path(spec.run_dir)), spec.metric)
 
-    def ping(self) -> bool:
-        return True
-
     def measure(self, plain: dict[str, Any], images: int) -> dict[str, float] | None:
         """``images``, ``score`` and the ``rows`` it took; None where the candidate cannot be measured."""
         candidate = Candidate.from_plain(plain)

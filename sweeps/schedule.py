@@ -84,7 +84,13 @@ def _start_local(cluster: ClusterConfig, quiet: dict[str, Any]) -> None:
 
     Ray listens on the address it takes for this machine's, and turns a loopback address that it is given into that one.
     Told that it is not to form clusters (its default on Windows and macOS), it takes the loopback for it.
+
+    Raises:
+        ConfigError: a worker is to have more GPUs than there are.
     """
+    gpus = torch.cuda.device_count() if resolve_device(cluster.device) == "cuda" else None
+    if gpus is not None and cluster.gpus_per_worker > gpus:
+        raise ConfigError(f"cluster.gpus_per_worker: this machine has {gpus} GPUs, got {cluster.gpus_per_worker:g}")
     # A secret of this process: the default is a file in the home directory, which Ray leaves readable by all.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -135,6 +141,8 @@ def start_workers(
     count = worker_count(cluster, device, cpus, resources.get("GPU", 0.0))
     # Threads are divided, since workers that each take all cores slow one another down.
     threads = cluster.cpus_per_worker if device == "cuda" else max(1, cpus // count)
+    if cluster.name == "local":  # OMP_NUM_THREADS and the like, as torch read them here, hold for the workers too
+        threads = min(threads, torch.get_num_threads())
     share = cluster.cpus_per_worker if device == "cuda" else min(cluster.cpus_per_worker, cpus / count)
     share -= spare_cpus
     actor: Any = ray.remote(kind).options(

@@ -18,9 +18,9 @@ from rich.console import Console
 from sweeps import schedule
 from sweeps.adaptive import Search
 from sweeps.candidates import Candidate
+from sweeps.config import Config
 from sweeps.records import GaveOut, RunDirectory
 from sweeps.run import RunnerSpec
-from sweeps.rungs import CandidateRunner
 
 MAX_FAILURES = 3
 TRIAL_CPUS = 0.01  # of a worker's share: a Tune trial only waits for its worker
@@ -47,9 +47,9 @@ def search_on_tune(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     config = search.config
     scratch = directory.path / "tune"
-    workers = schedule.start_workers(config.cluster, spec, CandidateRunner, config, spare_cpus=TRIAL_CPUS, retries=1)
+    workers = schedule.start_workers(config.cluster, spec, _worker_class(), config, spare_cpus=TRIAL_CPUS, retries=1)
     try:
-        ray.get([worker.ping.remote() for worker in workers])
+        ray.get([worker.ping.options(max_task_retries=0).remote() for worker in workers])
     except ray.exceptions.RayError as error:
         raise GaveOut(f"no worker stays alive: {str(error).strip().splitlines()[-1]}") from error
     try:
@@ -80,14 +80,37 @@ def search_on_tune(
                 verbose=0,
             ),
         ).fit()
+        console.print(search.said(), highlight=False, soft_wrap=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _worker_class() -> type:
+    """The actor that keeps a `CandidateRunner`.
+
+    A local class, because Ray sends those by value: with a module's class every Tune trial, which holds a handle to its
+    worker, would import that module, and with it torch, which takes longer than a rung.
+    """
+
+    class CandidateWorker:
+        def __init__(self, spec: RunnerSpec, config: Config) -> None:
+            from sweeps.rungs import CandidateRunner
+
+            self._runner = CandidateRunner(spec, config)
+
+        def ping(self) -> bool:
+            return True
+
+        def measure(self, candidate: dict[str, Any], images: int) -> dict[str, float] | None:
+            return self._runner.measure(candidate, images)
+
+    return CandidateWorker
 
 
 def _climb(steps: tuple[int, ...], patience: float) -> Any:
     """The function of a Tune trial: one rung after another, until ASHA ends it.
 
-    A closure, because Ray sends those by value: importing this module, and with it torch, takes longer than a rung.
+    A closure, for the same reason as the worker's class.
     """
 
     def climb(config: dict[str, Any], workers: list[Any]) -> None:

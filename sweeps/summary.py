@@ -116,17 +116,17 @@ def print_summary(
     heads = strongest_heads(plan, found.effects, metric)
     if len(heads):
         table = Table(title="Strongest heads", title_justify="left")
-        for column in ("layer", "head", "mode", "timesteps", "data", "degradation", "95% CI", "q"):
-            table.add_column(column, justify="right" if column in {"degradation", "95% CI", "q"} else "left")
+        # Narrow enough for 80 columns, which is what a log gets.
+        for column in ("head", "mode", "timesteps", "data", "harm", "95% CI", "q"):
+            table.add_column(column, justify="right" if column in {"harm", "95% CI", "q"} else "left")
         for row in heads.itertuples():
             table.add_row(
-                str(row.layer_index),
-                str(row.head),
+                f"L{row.layer_index}H{row.head}",
                 str(row.mode),
                 f"{row.t_start}-{row.t_end}",
                 escape(str(row.dataset)),
                 f"{row.percent:+.1f}%",
-                f"[{row.ci_low:.1f}, {row.ci_high:.1f}]".replace("[", "\\[", 1),
+                f"{row.ci_low:.1f} to {row.ci_high:.1f}",
                 f"{row.q:.1e}",
             )
         console.print(table)

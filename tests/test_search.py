@@ -434,7 +434,7 @@ def kill_a_worker(directory: RunDirectory, parts: int, killed: list[int]) -> Non
         time.sleep(0.05)
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if any("CandidateRunner" in word for word in process.cmdline()):
+            if any("CandidateWorker" in word for word in process.cmdline()):
                 process.kill()
                 killed.append(process.pid)
                 return

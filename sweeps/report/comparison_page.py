@@ -180,10 +180,11 @@ def _top(found: Comparison, dataset: str) -> str:
     top = next(here[here["verdict"].isin(SETTLED)].itertuples(), None)
     if top is None:
         return f"On {dataset}, no difference is certain."
+    where = f"{wording.site(top)} ({top.variant}, {_window(top)})"
+    ratio = f"{wording.percent(top.percent)} against a ({wording.CONFIDENCE} CI {_percent(top.ci_low)} to "
     return (
-        f"On {dataset}, the largest certain difference is {wording.site(top)} ({top.variant}, {_window(top)}): "
-        f"{_percent(top.mean_a)} in a, {_percent(top.mean_b)} in b; ablated ÷ baseline in b is {_percent(top.estimate)} "
-        f"against a ({wording.CONFIDENCE} CI {_percent(top.ci_low)} to {_percent(top.ci_high)})."
+        f"On {dataset}, the largest certain difference is {where}: {_percent(top.mean_a)} in a, {_percent(top.mean_b)} "
+        f"in b; ablated ÷ baseline in b is {ratio}{_percent(top.ci_high)})."
     )
 
 

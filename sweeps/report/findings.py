@@ -23,7 +23,7 @@ def key_findings(run: ReportedRun) -> list[str]:
         found.append(_agreement(run, *run.datasets[:2]))
     if run.cells["variant"].nunique() > 1:
         found.append(_modes(run))
-    found.append(_resolution(run))
+    found += [_resolution(run), _selection(run)]
     return [_unbroken(sentence) for sentence in found if sentence]
 
 
@@ -150,6 +150,19 @@ def _modes(run: ReportedRun) -> str:
         f"Of {wording.count(len(modes), 'head')} degraded on a data set by some mode, "
         f"{(modes == len(variants)).sum():,} are degraded by each of {wording.listing(sorted(variants))}; "
         f"{(modes == 1).sum():,} by one mode only."
+    )
+
+
+def _selection(run: ReportedRun) -> str:
+    """What a reader must know of a search: its trials were chosen, and are not judged by what they were chosen by."""
+    phases = run.trials["phase"] if "phase" in run.trials else pd.Series(dtype=object)
+    confirmed, searched = (int((phases == name).sum()) for name in ("confirm", "search"))
+    if not confirmed:
+        return ""
+    return (
+        f"A search chose {wording.count(confirmed, 'set')} of heads from {searched:,} that it tried; every effect here "
+        "was measured afterwards, on images and noise that the search never saw. The numbers that they were chosen by are "
+        "exploratory, and in effects.parquet only."
     )
 
 

@@ -85,6 +85,8 @@ def _lead(run: ReportedRun) -> str:
     trials = run.trials
     layers = wording.count(trials.loc[trials["level"].isin(["head", "layer"]), "layer_index"].nunique(), "layer")
     heads = trials[trials["level"] == "head"].groupby("layer_index")["head"].nunique()
+    sets = trials.loc[trials["level"] == "set", "sites"].nunique()
+    layers = wording.count(sets, "set") + " of heads" if sets else layers
     parts = [
         f"{layers} of {_range(heads.min(), heads.max())} heads" if len(heads) else layers,
         wording.count(trials["window_index"].nunique(), "window"),

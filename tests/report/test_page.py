@@ -160,7 +160,7 @@ def test_markup_in_names_stays_text(tmp_path):
 
 
 def test_it_works_without_what_is_optional(small_run):
-    for name in ("comparisons.parquet", "failures.parquet"):
+    for name in ("comparisons.parquet", "failures.parquet", "diagnostics.parquet"):
         (small_run / name).unlink()
     for path in (small_run / "samples").iterdir():
         path.unlink()

@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from sweeps.config import Config
 from sweeps.driver import load
 from sweeps.plan import Subject
+from sweeps.run import load_subject
 from tests.sweeps.tiny import composed, save_pictures, save_pipeline
 
 Configure = Callable[..., Config]
@@ -19,6 +21,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loaded_once() -> Iterator[None]:
+    """Most sweeps here are of one model; what runs on it leaves it as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sweeps.driver.load_subject", functools.lru_cache(maxsize=4)(load_subject))
+        yield
 
 
 @pytest.fixture(scope="session")

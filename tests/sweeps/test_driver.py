@@ -141,20 +141,12 @@ def test_the_same_command_again_measures_nothing(
     assert f"{TRIALS} of {TRIALS} trials are recorded already" in capsys.readouterr().err
 
 
-def test_a_report_is_written_in_the_end(configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sweeps.report import write_report
-
-    monkeypatch.setattr("sweeps.driver.write_report", write_report)
-    assert execute(configure("sweep.heads=[0]", "sweep.windows=1")) == 0
-    assert (only_run(tmp_path / "runs").path / "report" / "index.html").stat().st_size > 1000
-
-
 # What does not change the numbers
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [["cluster.lease_seconds=1e-6"], ["cluster.lease_seconds=1e6"], ["run.rows=1"], ["run.rows=3"], ["run.rows=500"]],
+    [["cluster.lease_seconds=1e-6", "run.rows=5"], ["cluster.lease_seconds=1e6", "run.rows=500"]],
     ids=str,
 )
 def test_leases_and_rows_do_not_change_the_numbers(
@@ -260,7 +252,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_resumes(
     assert hint in said, "brackets are no markup, and the line is not broken"
     directory = only_run(tmp_path / "runs")
     recorded = directory.recorded()
-    assert len(recorded) == 2
+    assert len(recorded) == 4 + 1, "a first lease of four trials, before anything was timed, and one more"
     assert not directory.effects.exists()
     assert execute(configure()) == 0
     assert duplicated_trials(directory) == 0
@@ -340,7 +332,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(
     assert said.startswith("error: ")
     assert "could not be written (No space left on device); what is recorded is kept" in said
     directory = only_run(tmp_path)
-    assert len(directory.recorded()) == 5
+    assert len(directory.recorded()) == 4 + 4, "the first of the five parts holds four trials"
     assert launched(monkeypatch, *overrides) == 0
     assert duplicated_trials(directory) == 0
     assert_same_effects(directory, reference)
@@ -462,7 +454,7 @@ def test_multirun_runs_every_job_though_one_has_failed_trials(
     assert counts == [8, 8, 16, 16]
     assert sorted((p / "failures.parquet").exists() for p in runs) == [False, False, True, True]
     effects = [pd.read_parquet(p / "effects.parquet") for p in runs]
-    assert len({round(float(np.sum(e["mean_log_ratio"])), 6) for e in effects}) == 4
+    assert len({round(float(np.sum(e["mean_log_ratio"])), 6) for e in effects}) == 2, "one for each seed"
 
 
 def test_a_local_folder_does_not_hide_the_model_that_ships(
@@ -471,7 +463,7 @@ def test_a_local_folder_does_not_hide_the_model_that_ships(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny_faces").mkdir()
     (tmp_path / "mine").mkdir()
-    assert subject_spec(configure("model=tiny_faces")).model_path == "tiny_faces"
+    assert subject_spec(configure("model.path=tiny_faces")).model_path == "tiny_faces"
     assert subject_spec(configure("model.path=mine", "data.root=mine")).model_path == str(tmp_path / "mine")
     assert subject_spec(configure("data.root=mine")).sources[1].root == str(tmp_path / "mine")
     assert subject_spec(configure("model.path=owner/name")).model_path == "owner/name"

@@ -1,0 +1,320 @@
+"""The pool of Ray actors when things go wrong, with workers that load no model: nothing lost, nobody blamed for another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from sweeps import schedule
+from sweeps.config import ClusterConfig, ConfigError
+from sweeps.leases import LeaseQueue
+from sweeps.records import Failure, GaveOut
+from sweeps.run import RunnerSpec
+
+pytestmark = pytest.mark.run
+
+LOCAL = ClusterConfig(name="local", workers=2)
+
+
+@dataclass(frozen=True)
+class LightTrial:
+    trial_id: str
+
+
+@dataclass(frozen=True)
+class LightLease:
+    """A lease that a worker can unpickle without importing torch."""
+
+    lease_id: str
+    trials: tuple[LightTrial, ...]
+
+    @classmethod
+    def of(cls, *trial_ids: str) -> LightLease:
+        return cls("+".join(trial_ids), tuple(map(LightTrial, trial_ids)))
+
+    def halves(self) -> list[LightLease]:
+        ids = [t.trial_id for t in self.trials]
+        return [LightLease.of(*ids[: len(ids) // 2]), LightLease.of(*ids[len(ids) // 2 :])]
+
+
+@dataclass
+class LightQueue:
+    waiting: deque[LightLease]
+    observed: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, *leases: tuple[str, ...]) -> LightQueue:
+        return cls(deque(LightLease.of(*lease) for lease in leases))
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting)
+
+    def take(self) -> LightLease:
+        return self.waiting.popleft()
+
+    def give_back(self, lease: LightLease) -> None:
+        self.waiting.appendleft(lease)
+
+    def observe(self, trials: int, seconds: float) -> None:
+        self.observed.append(trials)
+
+
+class LightWorker:
+    """Notes what it does in a folder; a trial's id says what befalls it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        if os.path.exists(f"{folder}/refuse"):
+            raise OSError("the model\nis gone")
+
+    def ping(self) -> bool:
+        return True
+
+    def run(self, lease: LightLease) -> SimpleNamespace:
+        with open(f"{self.folder}/pids", "a") as log:
+            print(os.getpid(), file=log)
+        for trial in lease.trials:
+            what = trial.trial_id.partition("-")[0]
+            first_time = not os.path.exists(f"{self.folder}/{trial.trial_id}")
+            with open(f"{self.folder}/{trial.trial_id}", "a") as log:
+                print("tried", file=log)
+            if what == "die" or (what == "dieonce" and first_time):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if what == "hang":
+                time.sleep(1000)
+            if what == "slow":
+                time.sleep(0.3)
+            if what == "disk":
+                from sweeps.records import GaveOut
+
+                raise GaveOut("x.parquet could not be written (No space left on device)")
+            if what == "device" and first_time:
+                raise FloatingPointError("the device is lost")
+            if what == "bug":
+                raise LookupError("a bug")
+        percents = {t.trial_id: 1.0 for t in lease.trials}
+        return SimpleNamespace(percents=percents, failures=(), rows=1, seconds=0.01, peak_memory=0)
+
+
+@dataclass
+class Ended:
+    """What came of a pool: trials done (with how often), and failures."""
+
+    done: Counter[str]
+    failures: list[Failure]
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    schedule.connect(LOCAL)
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    schedule.disconnect()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    import ray
+
+    handles: list[Any] = []
+
+    def start(*_: object) -> list[Any]:
+        actor = ray.remote(LightWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=0)
+        handles.extend(actor.remote(str(tmp_path)) for _ in range(start.workers))  # type: ignore[attr-defined]
+        return handles
+
+    def ended(
+        *leases: tuple[str, ...],
+        workers: int = 1,
+        timeout: float = 1000,
+        at_each: Callable[[threading.Event], object] = lambda _: None,
+    ) -> Ended:
+        start.workers = workers  # type: ignore[attr-defined]
+        stop, found = threading.Event(), Ended(Counter(), [])
+        queue = LightQueue.of(*leases)
+        settings = ClusterConfig(name="local", lease_timeout=timeout)
+        pool = schedule._Pool(cast(LeaseQueue, queue), cast(RunnerSpec, None), settings, stop)
+        for _, outcome in pool.outcomes():
+            found.done.update(outcome.percents)
+            found.failures.extend(outcome.failures)
+            at_each(stop)
+        if not stop.is_set():
+            assert not queue
+        return found
+
+    monkeypatch.setattr(schedule, "start_workers", start)
+    yield ended
+    for handle in handles:
+        ray.kill(handle)
+
+
+def tries(folder: Path, trial: str) -> int:
+    return (folder / trial).read_text().count("tried")
+
+
+def pids(folder: Path) -> set[int]:
+    return {int(pid) for pid in (folder / "pids").read_text().split()}
+
+
+# Where Ray listens
+
+
+def test_ray_listens_on_the_loopback_only_and_its_secret_is_in_no_file() -> None:
+    me = psutil.Process()
+    family = [me, *me.children(recursive=True)]
+    assert len(family) > 3, "the processes of Ray are our children"
+    listening = {
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert len(token) == 64
+    stored = Path.home() / ".ray" / "auth_token"
+    assert not stored.exists() or token not in stored.read_text()
+
+
+# Work
+
+
+def test_every_lease_is_run_once_by_all_workers(run: Run, tmp_path: Path) -> None:
+    leases = [(f"slow-{i}", f"ok-{i}") for i in range(8)]
+    ended = run(*leases, workers=2)
+    assert ended.done == Counter(t for lease in leases for t in lease)
+    assert ended.failures == []
+    assert all(tries(tmp_path, t) == 1 for lease in leases for t in lease)
+    assert len(pids(tmp_path)) == 2
+
+
+def test_stopping_drains_what_is_in_flight(run: Run, tmp_path: Path) -> None:
+    ended = run(*[(f"slow-{i}",) for i in range(10)], at_each=threading.Event.set)
+    assert set(ended.done) == {"slow-0", "slow-1"}, "the lease that came back, and the one in flight behind it"
+    assert not (tmp_path / "slow-2").exists()
+
+
+# Faults
+
+
+def test_a_worker_that_dies_once_costs_nothing(run: Run, tmp_path: Path) -> None:
+    ended = run(("ok-0", "dieonce-1", "ok-2"), ("ok-3",), ("ok-4",))
+    assert ended.done == Counter(["ok-0", "dieonce-1", "ok-2", "ok-3", "ok-4"])
+    assert ended.failures == []
+    assert tries(tmp_path, "dieonce-1") == 2
+    assert len(pids(tmp_path)) == 2
+
+
+def test_a_poison_trial_is_found_by_halving_and_the_rest_is_complete(run: Run, tmp_path: Path) -> None:
+    """With one worker, which dies again and again without a success in between."""
+    trials = [f"ok-{i}" for i in range(8)]
+    trials[5] = "die-5"
+    ended = run(tuple(trials), ("ok-x",))
+    assert set(ended.done) == {*trials, "ok-x"} - {"die-5"}
+    (failure,) = ended.failures
+    assert failure.trial_id == "die-5"
+    assert failure.error.startswith("its worker died 3 times: ")
+    assert failure.attempts == 3
+    # Whole twice, in parts of 4 and 2 once each, alone twice.
+    assert tries(tmp_path, "die-5") == 6
+
+
+def test_leases_that_wait_behind_a_poison_trial_are_not_blamed(run: Run) -> None:
+    """Each waits alone in a lease behind it, as often as it takes to call it failed."""
+    ended = run(("die-0",), ("ok-1",), ("ok-2",))
+    assert ended.done == Counter(["ok-1", "ok-2"])
+    assert [f.trial_id for f in ended.failures] == ["die-0"]
+
+
+def test_a_worker_killed_from_outside_loses_nothing(run: Run, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(_: threading.Event) -> None:
+        if len(killed) < 3:
+            killed.append(max(pids(tmp_path) - set(killed)))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    ended = run(*[(f"slow-{i}", f"ok-{i}") for i in range(10)], workers=2, at_each=kill_one)
+    assert set(ended.done) == {f"{what}-{i}" for what in ("slow", "ok") for i in range(10)}
+    assert ended.failures == []
+    assert len(killed) == 3
+
+
+def test_a_lease_that_hangs_is_ended(run: Run, tmp_path: Path) -> None:
+    ended = run(("hang-0",), ("ok-1",), timeout=0.5)
+    assert ended.done == Counter(["ok-1"])
+    assert [f.trial_id for f in ended.failures] == ["hang-0"]
+    assert tries(tmp_path, "hang-0") == 3
+
+
+def test_a_lost_device_restarts_the_worker(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "DEVICE_LOST", (FloatingPointError,))
+    ended = run(("ok-0", "device-1"), ("ok-2",))
+    assert ended.done == Counter(["ok-0", "device-1", "ok-2"])
+    assert ended.failures == []
+    assert len(pids(tmp_path)) == 2
+
+
+def test_a_full_disk_ends_the_pool(run: Run) -> None:
+    with pytest.raises(GaveOut, match=r"^x\.parquet could not be written \(No space left on device\)$"):
+        run(("ok-0",), ("disk-1",))
+
+
+def test_a_bug_is_not_hidden(run: Run) -> None:
+    import ray
+
+    with pytest.raises(ray.exceptions.RayTaskError, match="LookupError: a bug"):
+        run(("bug-0",))
+
+
+def test_workers_that_cannot_start_end_the_pool_with_the_cause(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "refuse").touch()
+    with pytest.raises(GaveOut, match=r"^no worker stays alive: .*is gone$"):
+        run(("ok-0",), workers=2)
+
+
+# Sizes
+
+
+def test_a_worker_cannot_have_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"^cluster\.gpus_per_worker: this machine has 1 GPUs, got 2$"):
+        schedule.connect(ClusterConfig(name="local", gpus_per_worker=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "cpus", "gpus", "count"),
+    [
+        ({}, "cpu", 2, 0, 2),
+        ({"workers": 5}, "cpu", 2, 0, 5),
+        ({"cpus_per_worker": 4}, "cpu", 16, 0, 4),
+        ({"cpus_per_worker": 4}, "cpu", 2, 0, 1),
+        ({}, "cuda", 16, 2, 2),
+        ({"gpus_per_worker": 0.25}, "cuda", 16, 2, 8),
+        ({"gpus_per_worker": 0.1}, "cuda", 16, 1, 10),
+        ({"gpus_per_worker": 2}, "cuda", 16, 5, 2),
+    ],
+)
+def test_worker_count(settings: dict[str, Any], device: str, cpus: int, gpus: float, count: int) -> None:
+    assert schedule.worker_count(ClusterConfig(name="local", **settings), device, cpus, gpus) == count

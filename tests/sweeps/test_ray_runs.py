@@ -1,0 +1,81 @@
+"""Whole sweeps on Ray workers: the numbers of a sweep without Ray, also when a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeps import schedule
+from sweeps.config import Config
+from sweeps.driver import execute
+from sweeps.progress import SweepProgress
+from sweeps.records import RunDirectory
+from tests.sweeps.tiny import assert_same_effects, composed, duplicated_trials, only_run
+
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
+
+Configure = Callable[..., Config]
+MODES = "sweep.modes=[zero,mean,resample]"
+
+
+@pytest.fixture(scope="module")
+def inline(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    root = tmp_path_factory.mktemp("inline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sweeps.driver.write_report", lambda path: path)
+        assert execute(composed(*settings, f"run.root={root}", MODES)) == 0
+    return only_run(root)
+
+
+def workers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if any("Runner" in part for part in p.cmdline())]
+
+
+def test_one_worker_gives_the_numbers_of_this_process(
+    configure: Configure, inline: RunDirectory, tmp_path: Path
+) -> None:
+    assert execute(configure(MODES, "cluster=local", "cluster.workers=1", "cluster.lease_seconds=0.5")) == 0
+    found = only_run(tmp_path / "runs")
+    assert found.path.name == inline.path.name
+    assert duplicated_trials(found) == 0
+    assert_same_effects(found, inline)
+    assert workers() == [], "Ray ended with the sweep"
+
+
+def test_two_workers_give_the_same_though_one_is_killed(
+    configure: Configure, inline: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small leases, so that many are left when the worker dies."""
+    killed: list[int] = []
+    add = SweepProgress.add
+
+    def kill_one(self: SweepProgress, percents: dict[str, float], failed: int, rows: int) -> None:
+        add(self, percents, failed, rows)
+        if not killed:
+            killed.append(workers()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(SweepProgress, "add", kill_one)
+    config = configure(MODES, "cluster=local", "cluster.workers=2", "cluster.lease_seconds=0.05")
+    assert execute(config) == 0
+    found = only_run(tmp_path / "runs")
+    assert killed
+    assert found.recorded() == inline.recorded()
+    assert not found.failures.exists()
+    assert_same_effects(found, inline)
+
+
+def test_ray_is_not_started_when_all_is_recorded(
+    configure: Configure, inline: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(schedule, "connect", never)
+    where = (f"run.root={inline.path.parent}", f"run.name={inline.path.name}")
+    assert execute(configure(MODES, "cluster=local", *where)) == 0

@@ -1,0 +1,48 @@
+"""The checkpoint that ships: small, loadable, and with heads that do work on both data sets."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.model_card import build_engine, loss_per_timestep, working_parts, zero_ablation
+from circuits.engine import Engine
+from circuits.shipped import SHIPPED, shipped_path
+
+IMAGES = 16
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return build_engine("tiny_faces", IMAGES)
+
+
+def test_it_is_as_small_as_promised_and_has_the_papers_heads(engine: Engine) -> None:
+    assert engine.denoiser.parameters < 8_000_000
+    assert len(engine.layers) >= 3
+    assert {(layer.heads, layer.tokens) for layer in engine.layers.values()} == {(8, 64)}
+
+
+def test_it_lies_in_the_diffusers_layout_as_safetensors() -> None:
+    for name in SHIPPED:
+        folder = shipped_path(name)
+        assert json.loads((folder / "model_index.json").read_text())["transformer"][0] == "diffusers"
+        assert [f.suffix for f in (folder / "transformer").iterdir() if f.suffix != ".json"] == [".safetensors"]
+
+
+def test_it_predicts_held_out_images_far_better_than_their_mean(engine: Engine) -> None:
+    # Predicting a constant image leaves the noise error at alpha^2 / sigma^2 times the images' variance.
+    losses = loss_per_timestep(engine)
+    for name, data in engine.data.items():
+        variance = float((data.measured.images - data.measured.images.mean(0)).square().mean())
+        bar = float(engine.denoiser.alphas_cumprod[450])
+        assert losses[name][450] < 0.25 * variance * bar / (1 - bar)
+
+
+@pytest.mark.run
+def test_its_layers_and_heads_do_work(engine: Engine) -> None:
+    found = zero_ablation(engine, IMAGES)
+    for name, effects in found.items():
+        assert working_parts(effects)[0] >= effects.shape[1] / 2, (name, np.round(effects[:, :, 0]))
+    strongest = np.max(list(found.values()), axis=0)
+    assert working_parts(strongest)[1] >= 6, np.round(strongest[:, :, 1:].max(axis=0))
