@@ -54,11 +54,10 @@ def aggregate(directory: RunDirectory) -> Aggregate:
     """Compute effects.parquet, comparisons.parquet and diagnostics.parquet from the records and write them.
 
     Raises:
-        RunDirectoryError: no plan, or nothing recorded yet.
+        RunDirectoryError: no plan, nothing recorded yet, or a newer version wrote it.
     """
-    if not directory.trials.is_file():
-        raise RunDirectoryError(f"{directory.path} has no trials.parquet; is it a run directory?")
-    trials = pd.read_parquet(directory.trials)
+    directory.read_run()
+    trials = directory.read_frame(directory.trials)
     stats = directory.read_config()["stats"]
     registered = Registered(stats["metric"], stats["alpha"], stats["margin"])
     gain_table = read_gains(directory, trials["trial_id"].tolist(), TESTED)
@@ -78,8 +77,8 @@ def aggregate(directory: RunDirectory) -> Aggregate:
 def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
     """The effects table: every tested metric of every trial with measurements.
 
-    Phases are corrected apart: trials that a search chose from are exploratory, and the few that it confirmed on fresh images are
-    one family.
+    Phases are corrected apart: trials that a search chose from are exploratory, and the few that it confirmed on fresh
+    images are one family.
     """
     place = trials.set_index("trial_id")
     phase = phases(trials).set_axis(place.index)
@@ -100,7 +99,7 @@ def phases(trials: pd.DataFrame) -> pd.Series:
 
 
 def _exploratory(table: pd.DataFrame) -> pd.DataFrame:
-    """Only what describes: how many images a set was measured on depends on its effect there, so no error rate holds."""
+    """Only what describes: how many images a set was measured on depends on what it did, so no error rate holds."""
     return table.assign(ci_low=np.nan, ci_high=np.nan, p=np.nan, q=np.nan, q_by=np.nan, verdict="inconclusive")
 
 

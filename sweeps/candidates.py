@@ -1,4 +1,4 @@
-"""What an adaptive search may try: sets of heads x windows x strengths x modes x data sets; and in which order. No Ray."""
+"""What an adaptive search may try, and in which order: sets of heads x windows x strengths x modes x data sets."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Space:
         )
 
     def child(self, parent: Candidate, other: Candidate, rng: np.random.Generator) -> Candidate:
-        """``parent`` with one change: a head swapped, added or dropped, heads mixed with ``other``'s, or another axis."""
+        """``parent`` with one change: a head swapped, added or dropped, heads of ``other`` mixed in, or another axis."""
         moves = ["swap", "add", "drop", "cross", "cross", "axis"]
         move = moves[int(rng.integers(len(moves)))]
         if move == "axis":
@@ -120,14 +120,14 @@ def _pick(values: Sequence[Choice], rng: np.random.Generator) -> Choice:
 
 
 class Evolution:
-    """Proposes candidates in generations: the first at random, later ones mostly as children of the best quarter so far.
+    """Proposes candidates in generations: the first at random, later ones mostly children of the best quarter so far.
 
     An evolutionary search, because the space is one of sets: the searchers that model a space (TPE, Gaussian processes)
     need packages that Ray does not bring, and see a set as unrelated switches, while a child shares heads with parents
     that worked.
 
-    It learns from the first rung only. That is the one rung which every candidate reaches, so the scores that it compares
-    are of equally many images; and what is proposed depends on the seed and on the numbers measured, never on which
+    It learns from the first rung only. That is the one rung which every candidate reaches, so the scores that it
+    compares are of equally many images; and what is proposed depends on the seed and on the numbers measured, never on which
     worker was faster: without Ray, with any number of workers and after a resume the same candidates are tried.
     """
 

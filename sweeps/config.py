@@ -176,7 +176,7 @@ def typed(composed: DictConfig) -> Config:
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{str(error.full_key or 'settings')}: {str(error).strip().splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key or 'settings'!s}: {str(error).strip().splitlines()[0]}") from error
     assert isinstance(config, Config)
     _check(config)
     return config

@@ -430,14 +430,14 @@ def test_an_interruption_condemns_no_candidate(proposals):
 
 def kill_a_worker(directory: RunDirectory, parts: int, killed: list[int]) -> None:
     """SIGKILL to one of this process's own workers, once there are so many parts."""
-    while len(list(directory.records.glob("*.parquet"))) < parts:
+    while not killed:
         time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if any("CandidateWorker" in word for word in process.cmdline()):
-                process.kill()
-                killed.append(process.pid)
-                return
+        there = len(list(directory.records.glob("*.parquet")))
+        for process in psutil.Process().children(recursive=True) if there >= parts else ():
+            with suppress(psutil.Error):
+                if not killed and any("CandidateWorker" in word for word in process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
 
 
 @pytest.mark.run
@@ -470,7 +470,7 @@ def test_tune_goes_on_with_the_same_candidates_and_numbers_through_the_loss_of_a
         return [(*row[:-1], tuple(row[-1])) for row in trials[axes].itertuples(index=False, name=None)]
 
     assert candidates(tuned) == candidates(inline)
-    one, other = numbers(inline), numbers(tuned)
+    one, other = numbers(inline).query("unit < 8"), numbers(tuned).query("unit < 8")  # those of the search
     shared = one.index.intersection(other.index)
     assert len(shared) >= 8 * 2 * 6  # every candidate's first rung of two images, in six metrics
     pd.testing.assert_frame_equal(one.loc[shared], other.loc[shared], rtol=1e-5)

@@ -161,8 +161,8 @@ def _selection(run: ReportedRun) -> str:
         return ""
     return (
         f"A search chose {wording.count(confirmed, 'set')} of heads from {searched:,} that it tried; every effect here "
-        "was measured afterwards, on images and noise that the search never saw. The numbers that they were chosen by are "
-        "exploratory, and in effects.parquet only."
+        "was measured afterwards, on images and noise that the search never saw. The numbers that they were chosen by "
+        "are exploratory, and in effects.parquet only."
     )
 
 

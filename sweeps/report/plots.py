@@ -55,7 +55,7 @@ def _draw_ranks(axes: Axes, cells: pd.DataFrame, datasets: tuple[str, ...]) -> N
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.set_xlim(left=0)
-    axes.set_xticks([tick for tick in axes.get_xticks() if 1 <= tick <= axes.get_xlim()[1]])
+    axes.set_xticks([1, *(tick for tick in axes.get_xticks() if 1 < tick <= axes.get_xlim()[1])])
     axes.set_xlabel("rank, with its interval")
 
 

@@ -62,7 +62,7 @@ class ReportedRun:
     def cells(self) -> pd.DataFrame:
         """Effects on the primary metric with the columns of their trials, the strongest degradation first.
 
-        One protocol only: `denoise` where it was run, so that no cell is there twice. Of a search, the confirmed trials.
+        One protocol only: `denoise` where it was run, so that no cell is there twice. Of a search, what it confirmed.
         """
         metric_effects = self.effects[self.effects["metric"] == self.stats.metric]
         joined = metric_effects.merge(self.trials, on="trial_id", how="left", validate="one_to_one")

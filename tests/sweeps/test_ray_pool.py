@@ -1,4 +1,4 @@
-"""The pool of Ray actors when things go wrong, with workers that load no model: nothing lost, nobody blamed for another."""
+"""The pool of Ray actors when things go wrong, with workers that load no model: nothing lost, nobody blamed wrongly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep small enough to run whole in a test: a random class-conditional DiT of 2 layers x 4 heads on 16x16 gray images."""
+"""A sweep small enough to run whole in a test: a random class-conditional DiT, 2 layers x 4 heads, 16x16 gray."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def effects_by_trial(directory: RunDirectory) -> pd.DataFrame:
 
 
 def assert_same_effects(left: RunDirectory, right: RunDirectory) -> None:
-    """Equal trial by trial: log ratios within 1e-5, what divides them by a small spread within 1e-4, verdicts exactly."""
+    """Equal trial by trial: log ratios within 1e-5, divided by a small spread 1e-4, verdicts the same."""
     first, second = effects_by_trial(left), effects_by_trial(right)
     assert first.index.equals(second.index)
     assert (first[["n", "verdict"]] == second[["n", "verdict"]]).all(axis=None)
