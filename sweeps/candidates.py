@@ -88,7 +88,7 @@ class Space:
         )
 
     def child(self, parent: Candidate, other: Candidate, rng: np.random.Generator) -> Candidate:
-        """``parent`` with one change: a head swapped, added or dropped, heads of ``other`` mixed in, or another axis."""
+        """One change to ``parent``: a head swapped, added or dropped, heads of ``other`` mixed in, or another axis."""
         moves = ["swap", "add", "drop", "cross", "cross", "axis"]
         move = moves[int(rng.integers(len(moves)))]
         if move == "axis":
@@ -127,8 +127,8 @@ class Evolution:
     that worked.
 
     It learns from the first rung only. That is the one rung which every candidate reaches, so the scores that it
-    compares are of equally many images; and what is proposed depends on the seed and on the numbers measured, never on which
-    worker was faster: without Ray, with any number of workers and after a resume the same candidates are tried.
+    compares are of equally many images; and what is proposed depends on the seed and on the numbers measured, never on
+    which worker was faster: without Ray, with any number of workers and after a resume the same candidates are tried.
     """
 
     def __init__(self, space: Space, *, candidates: int, generation: int, seed: int) -> None:
