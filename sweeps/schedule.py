@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from sweeps.run import DEVICE_LOST, LeaseOutcome, Runner, RunnerSpec
 IN_FLIGHT = 2
 _DEATHS_BEFORE_HALVING = 2
 _SILENCE_LIMIT = 5  # pings in a row that a worker may fail to answer
+_CONNECT_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # only leases and their outcomes travel
 
 
@@ -72,11 +74,30 @@ def connect(cluster: ClusterConfig) -> None:
         return
     import ray
 
+    address = cluster.address or "auto"
     try:
-        ray.init(address=cluster.address or "auto", **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        if "://" not in address:
+            _require_listener(address)
+        ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"cluster.address: no Ray cluster at {cluster.address or 'auto'!r} ({reason})") from error
+        raise ConfigError(f"cluster.address: no Ray cluster at {address!r} ({reason})") from error
+
+
+def _require_listener(address: str) -> None:
+    """Fail at once where nothing listens: Ray itself asks a cluster that is gone again and again, for minutes.
+
+    Raises:
+        OSError: nothing listens there, or ``auto`` finds no cluster.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ConnectionError("no cluster was started on this machine, and RAY_ADDRESS is not set")
+    host, _, port = found.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS):
+        pass
 
 
 def _start_local(cluster: ClusterConfig, quiet: dict[str, Any]) -> None:

@@ -310,7 +310,8 @@ def test_an_interrupted_search_goes_on_with_the_same_candidates(
     assert len(leases) == len(set(leases))
     expected = run_of(finished)
     pd.testing.assert_frame_equal(pd.read_parquet(session.directory.trials), pd.read_parquet(expected.trials))
-    pd.testing.assert_frame_equal(numbers(session.directory), numbers(expected), rtol=1e-5)
+    # Distances between almost equal samples hold the rounding of their pixels, hence atol.
+    pd.testing.assert_frame_equal(numbers(session.directory), numbers(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_a_score_from_the_ledger_is_the_score_that_was_reported(model: Path, tmp_path: Path):

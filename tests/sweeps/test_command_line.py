@@ -275,11 +275,14 @@ def test_a_pickled_checkpoint_is_refused(
     assert error.count("\n") == 1
 
 
-def test_a_named_ray_cluster_that_is_not_there(settings: list[str]) -> None:
+def test_a_named_ray_cluster_that_is_not_there(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps import schedule
 
-    with pytest.raises(Refused, match=r"^cluster\.address: no Ray cluster at 'auto' \([^\n]*\)$"):
-        schedule.connect(composed(*settings, "cluster=ray").cluster)
+    # Discard's port: nobody listens there. Ray's own test clusters must not be found by "auto".
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    for address in ("auto", "127.0.0.1:9"):
+        with pytest.raises(Refused, match=rf"^cluster\.address: no Ray cluster at '{address}' \([^\n]*\)$"):
+            schedule.connect(composed(*settings, "cluster=ray", f"cluster.address={address}").cluster)
 
 
 # In real processes.
