@@ -299,4 +299,4 @@ def test_100_000_trials_are_planned_in_seconds() -> None:
     frame = plan.frame()
     elapsed = time.process_time() - started
     assert len(plan) == len(frame) == 50 * 33 * 10 * 3 * 2 == 99_000
-    assert elapsed < 5, f"{elapsed:.1f} s of CPU time"
+    assert elapsed < 15, f"{elapsed:.1f} s of CPU time"

@@ -235,8 +235,9 @@ def test_a_poison_trial_is_found_by_halving_and_the_rest_is_complete(run: Run, t
     assert failure.trial_id == "die-5"
     assert failure.error.startswith("its worker died 3 times: ")
     assert failure.attempts == 3
-    # Whole twice, in parts of 4 and 2 once each, alone twice.
-    assert tries(tmp_path, "die-5") == 6
+    # Whole twice, in parts of 4 and 2 once each, alone twice; on a busy machine a part may be handed out once more,
+    # where Ray reports the death of the worker that ran it as that of the one that it became.
+    assert tries(tmp_path, "die-5") in (6, 7)
 
 
 def test_leases_that_wait_behind_a_poison_trial_are_not_blamed(run: Run) -> None:
