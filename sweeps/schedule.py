@@ -116,13 +116,14 @@ def _start_local(cluster: ClusterConfig, quiet: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
-    from ray import _raylet
+    import ray._raylet
     from ray._private import ray_constants
 
-    # Ray reads its secret once, and a cluster looked for earlier in this process may have made it find another, or none.
-    _raylet.Config.initialize("")
-    if hasattr(_raylet, "AuthenticationTokenLoader"):
-        _raylet.AuthenticationTokenLoader.instance().reset_cache()
+    # Ray reads its secret once; a cluster looked for earlier in this process may have made it find another, or none.
+    raylet: Any = ray._raylet  # compiled, without types
+    raylet.Config.initialize("")
+    if hasattr(raylet, "AuthenticationTokenLoader"):
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that Ray starts
