@@ -14,7 +14,16 @@ from circuits.engine import Window
 from circuits.interventions import Intervention, Mode, Site
 from circuits.seeds import numpy_generator
 from sweeps.config import Config, ConfigError, as_indices, as_list
-from sweeps.plan import Plan, Subject, check_modes, choose_layers, choose_windows, content_hash, make_trial
+from sweeps.plan import (
+    Plan,
+    Subject,
+    check_modes,
+    choose_layers,
+    choose_windows,
+    content_hash,
+    make_trial,
+    sampler_steps,
+)
 
 Choice = TypeVar("Choice")
 EXPLORED = 0.25  # share of the later generations that is drawn at random
@@ -198,7 +207,7 @@ def search_space(config: Config, subject: Subject) -> Space:
         raise ConfigError(
             f"sweep.search.grace_images: expected at most sweep.images={sweep.images}, got {sweep.search.grace_images}"
         )
-    timesteps = tuple(int(t) for t in subject.denoiser.sampler(sweep.steps).timesteps)
+    timesteps = sampler_steps(config, subject)
     layers = choose_layers(sweep.layers, subject.layers)
     windows = choose_windows(sweep.windows, timesteps, subject.denoiser.train_timesteps)
     modes = [Mode(m) for m in as_list(sweep.modes, "sweep.modes")]
@@ -239,5 +248,4 @@ def search_plan(config: Config, subject: Subject) -> Plan:
         "sites": [(s.layer, s.head) for s in space.sites], "search": vars(config.sweep.search),
         "stats": vars(config.stats),
     }  # fmt: skip
-    timesteps = tuple(int(t) for t in subject.denoiser.sampler(config.sweep.steps).timesteps)
-    return Plan((), timesteps, content_hash(content))
+    return Plan((), sampler_steps(config, subject), content_hash(content))
