@@ -69,10 +69,14 @@ class Generated:
 
 @dataclass(frozen=True)
 class _CleanPass:
-    """Unablated predictions of a data set in a window: the metrics per unit, and the sites' activations."""
+    """Unablated predictions of images in a window: metrics and sites' activations, and the place of each image."""
 
     metrics: dict[str, torch.Tensor]
     activations: Activations
+    place: Mapping[int, int]
+
+    def places(self, units: Sequence[int]) -> list[int]:
+        return [self.place[unit] for unit in units]
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class Engine:
         self._batches = Batches(rows)
         self._names = {layer.projection: layer.name for layer in layers}
         self._means = MeanReferences(denoiser, layers, seed, min(rows, REFERENCE_ROWS))
-        self._clean: OrderedDict[tuple[str, Window, int, int], _CleanPass] = OrderedDict()
+        self._drawn: dict[str, dict[int, torch.Tensor]] = {}
+        self._clean: OrderedDict[tuple[str, Window, tuple[int, ...]], _CleanPass] = OrderedDict()
         self._trajectories: OrderedDict[tuple[str, int, int], _Trajectory] = OrderedDict()
         for data_set in data.values():
             _check_fits(denoiser, data_set)
@@ -131,83 +136,115 @@ class Engine:
 
     # denoise
 
-    def unit_timesteps(self, window: Window, n: int, first: int = 0) -> Int[torch.Tensor, " n"]:
-        """Timestep of n units from ``first`` on: the window's steps in turn, so that each is used equally often.
+    def unit_timesteps(self, window: Window, units: Sequence[int]) -> Int[torch.Tensor, " n"]:
+        """Timestep of each unit: the window's steps in turn, so that each is used equally often.
 
         Raises:
             ValueError: the window holds no step of the sampler.
         """
-        steps = self._steps(window)
-        return torch.tensor(steps)[torch.arange(first, first + n) % len(steps)]
+        steps = torch.tensor(self._steps(window))
+        return steps[torch.tensor(list(units), dtype=torch.long) % len(steps)]
 
     def denoise(
-        self, dataset: str, window: Window, interventions: Sequence[Intervention], n: int, first: int = 0
+        self,
+        dataset: str,
+        window: Window,
+        interventions: Sequence[Intervention],
+        n: int,
+        first: int = 0,
+        units: range | None = None,
     ) -> dict[str, Paired]:
-        """Errors of the one-step prediction for n images of the data set, from ``first`` on; every metric, per image.
+        """Errors of the one-step prediction for images of the data set; every metric, per image.
 
-        Image i has the same timestep, noise and numbers whatever n and first, except under the two resample modes,
-        whose donors are drawn among the n images.
+        Unit i is image ``first + i``. It has the same timestep, noise and numbers whatever n and ``units`` are, except
+        that under the two resample modes donors are drawn among the n units (see :func:`references.donors`).
+
+        Args:
+            units: those measured now, of the n; all of them by default.
 
         Raises:
             ValueError: a data set, site, mode or number of images that is not there.
             FloatingPointError: a metric is not finite.
         """
         data = self._checked(dataset, interventions, n, first)
-        clean = self._clean_pass(data, window, n, first)
-        t, x0, noise = self._units(data, window, n, first)
-        replacements = self._denoise_replacements(data, window, n, first, interventions)
+        units = range(n) if units is None else units
+        if not (len(units) and 0 <= units[0] <= units[-1] < n):
+            raise ValueError(f"units: expected some of 0 to {n - 1}, got {units}")
+        measured = [first + unit for unit in units]
+        donor = self._donors(window, interventions, n, first)
+        clean = self._clean_pass(data, window, sorted({*measured, *(donor[unit] for unit in measured if donor)}))
+        replacements = self._denoise_replacements(data, window, clean, measured, donor, interventions)
 
         def forward(pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-            units = [unit for _, unit in pairs]
+            rows = [unit for _, unit in pairs]
             chosen = [interventions[variant] for variant, _ in pairs]
-            with intervened(self.denoiser, self.layers, chosen, units, replacements):
-                return self._predict(data, x0[units], noise[units], t[units])
+            with intervened(self.denoiser, self.layers, chosen, rows, replacements):
+                return self._predict(data, window, rows)
 
-        parts = self._batches.run(_variant_major(len(interventions), n), forward)
+        pairs = [(variant, unit) for variant in range(len(interventions)) for unit in measured]
+        parts = self._batches.run(pairs, forward)
+        shape = (len(interventions), len(measured))
+        baseline = {name: values[clean.places(measured)] for name, values in clean.metrics.items()}
         found = {
-            name: Paired(values, torch.cat([values[:0], *(part[name] for part in parts)]).view(len(interventions), n))
-            for name, values in clean.metrics.items()
+            name: Paired(values, torch.cat([values[:0], *(part[name] for part in parts)]).view(shape))
+            for name, values in baseline.items()
         }
         for name, pair in found.items():
             _check_finite(f"metric {name} of the unablated model", pair.baseline)
             _check_finite(f"metric {name}", pair.ablated)
         return found
 
-    def _predict(
-        self, data: DataSet, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
-    ) -> dict[str, Float[torch.Tensor, " rows"]]:
+    def _predict(self, data: DataSet, window: Window, units: Sequence[int]) -> dict[str, Float[torch.Tensor, " rows"]]:
+        """Metrics of the prediction for these images, each with its own timestep and noise."""
+        t = self.unit_timesteps(window, units)
+        x0 = data.measured.images[list(units)]
+        noise = self._noise(data, units)
         prediction = self.denoiser(self.denoiser.add_noise(x0, noise, t), t, data.labels(len(t)))
         error = self.denoiser.noise_error(prediction, x0, noise, t)
         measured = denoise_metrics(error, prediction.x0, x0.to(prediction.x0.device))
         return {name: values.cpu() for name, values in measured.items()}
 
-    def _units(
-        self, data: DataSet, window: Window, n: int, first: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Timestep, image and noise of each unit."""
-        images, indices = data.measured.images[first : first + n], list(range(first, first + n))
-        noise = normal_per_index(self.seed, f"noise/{data.name}", indices, images.shape[1:])
-        return self.unit_timesteps(window, n, first), images, noise
+    def _noise(self, data: DataSet, units: Sequence[int]) -> torch.Tensor:
+        """The fixed noise of each image; drawn once and kept, since every trial asks for it."""
+        drawn = self._drawn.setdefault(data.name, {})
+        missing = sorted(set(units) - drawn.keys())
+        if missing:
+            noise = normal_per_index(self.seed, f"noise/{data.name}", missing, data.measured.images.shape[1:])
+            drawn.update(zip(missing, noise, strict=True))
+        return torch.stack([drawn[unit] for unit in units])
 
-    def _clean_pass(self, data: DataSet, window: Window, n: int, first: int) -> _CleanPass:
-        key = (data.name, window, n, first)
+    def _clean_pass(self, data: DataSet, window: Window, units: Sequence[int]) -> _CleanPass:
+        key = (data.name, window, tuple(units))
         if key in self._clean:
             self._clean.move_to_end(key)
             return self._clean[key]
-        t, x0, noise = self._units(data, window, n, first)
 
-        def forward(units: list[int]) -> tuple[dict[str, torch.Tensor], Activations]:
+        def forward(rows: list[int]) -> tuple[dict[str, torch.Tensor], Activations]:
             with capture_inputs(self.denoiser.network, list(self._names)) as seen:
-                measured = self._predict(data, x0[units], noise[units], t[units])
+                measured = self._predict(data, window, rows)
             return measured, self._by_name(seen)
 
-        parts = self._batches.run(range(n), forward)
-        clean = _CleanPass(_concatenated([m for m, _ in parts]), _concatenated([a for _, a in parts]))
+        parts = self._batches.run(units, forward)
+        metrics, activations = _concatenated([m for m, _ in parts]), _concatenated([a for _, a in parts])
+        clean = _CleanPass(metrics, activations, {unit: place for place, unit in enumerate(units)})
         _keep(self._clean, key, clean)
         return clean
 
+    def _donors(self, window: Window, interventions: Sequence[Intervention], n: int, first: int) -> dict[int, int]:
+        """The image whose activation each image is given by the resample modes; empty where none is in use."""
+        if not {i.mode for i in interventions} & {Mode.resample, Mode.resample_across}:
+            return {}
+        chosen = donors(n, len(self._steps(window)), self.seed)
+        return {first + unit: first + int(donor) for unit, donor in enumerate(chosen)}
+
     def _denoise_replacements(
-        self, data: DataSet, window: Window, n: int, first: int, interventions: Sequence[Intervention]
+        self,
+        data: DataSet,
+        window: Window,
+        clean: _CleanPass,
+        units: Sequence[int],
+        donor: Mapping[int, int],
+        interventions: Sequence[Intervention],
     ) -> dict[Mode, Replacement]:
         """What each mode in use puts in place, computed before the forwards that use it."""
         modes = {i.mode for i in interventions}
@@ -219,10 +256,11 @@ class Engine:
                 for name, layer in self.layers.items()
             }
             # Image i is at step i mod len(steps), as in unit_timesteps.
-            replacements[Mode.mean] = lambda layer, units: _rows_of(tables[layer.name], (first + units) % len(steps))
+            replacements[Mode.mean] = lambda layer, rows: _rows_of(tables[layer.name], rows % len(steps))
         for mode in modes & {Mode.resample, Mode.resample_across}:
-            clean = self._clean_pass(self._source(data, mode), window, n, first)
-            replacements[mode] = _from_donors(clean.activations, donors(n, len(steps), self.seed))
+            source = self._source(data, mode)
+            lender = clean if source is data else self._clean_pass(source, window, sorted({donor[u] for u in units}))
+            replacements[mode] = _lent(lender, donor)
         return replacements
 
     # sample
@@ -390,6 +428,14 @@ def _same_for_all(means: Mapping[str, Float[torch.Tensor, "tokens width"]]) -> R
 
 def _from_donors(activations: Activations, donor: Int[torch.Tensor, " units"]) -> Replacement:
     return lambda layer, units: _rows_of(activations[layer.name], donor[units])
+
+
+def _lent(clean: _CleanPass, donor: Mapping[int, int]) -> Replacement:
+    def replacement(layer: AttentionLayer, units: torch.Tensor) -> torch.Tensor:
+        places = clean.places([donor[unit] for unit in units.tolist()])
+        return _rows_of(clean.activations[layer.name], torch.tensor(places, dtype=torch.long))
+
+    return replacement
 
 
 def _keep(cache: OrderedDict, key: object, value: object) -> None:

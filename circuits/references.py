@@ -14,6 +14,9 @@ from circuits.hooks import capture_inputs
 from circuits.seeds import normal_per_index, numpy_generator
 from circuits.sites import AttentionLayer
 
+DONOR_BLOCK = 16
+"""Images among which resample ablation draws donors."""
+
 
 class MeanReferences:
     """Mean site activations per (data set = class, timestep, layer, token) over a data set's reference images.
@@ -54,17 +57,23 @@ def donors(n: int, groups: int, seed: int) -> Int[torch.Tensor, " n"]:
     """For each unit another unit of its group (unit mod ``groups``), by a fixed random cycle within the group.
 
     Units of one group share their timestep, so the donor's activation exists at the receiver's timestep, and a unit is
-    never its own donor. The cycle is drawn for n units: with another n a unit has another donor.
+    never its own donor. Cycles stay within blocks of consecutive units (16, or two a group), so that images measured a
+    block at a time need no activations of other blocks; what is too short for a block joins the one before.
 
     Raises:
         ValueError: a group of a single unit.
     """
+    size = max(DONOR_BLOCK, 2 * groups)
+    starts = [start for start in range(0, n, size) if start == 0 or n - start >= 2 * groups]
     chosen = torch.empty(n, dtype=torch.long)
-    for group in range(min(groups, n)):
-        members = torch.from_numpy(numpy_generator(seed, "donors", group).permutation(range(group, n, groups)))
-        if len(members) < 2:
-            raise ValueError(
-                f"resample needs at least 2 images per timestep, got {n} images over {groups} timesteps of a window"
-            )
-        chosen[members] = members.roll(1)
+    for index, start in enumerate(starts):
+        end = n if index + 1 == len(starts) else starts[index + 1]
+        for group in range(min(groups, end - start)):
+            members = numpy_generator(seed, f"donors/{start}", group).permutation(range(start + group, end, groups))
+            if len(members) < 2:
+                raise ValueError(
+                    f"resample needs at least 2 images per timestep, got {n} images over {groups} timesteps of a window"
+                )
+            drawn = torch.from_numpy(members)
+            chosen[drawn] = drawn.roll(1)
     return chosen

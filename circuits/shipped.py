@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiTTransformer2DModel
+from diffusers import DDPMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DModel
 
 from circuits.data.lfw_faces import lfw_faces
 from circuits.data.synthetic_faces import synthetic_faces
@@ -52,36 +52,80 @@ def new_tiny_faces(seed: int = 0) -> tuple[DiTTransformer2DModel, DDPMScheduler]
     ):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True)
-    return network, scheduler
+    return network, _scheduler()
 
 
-def train_tiny_faces(
-    settings: TrainingSettings, directory: Path, report: Callable[[TrainingProgress], None] = lambda _: None
+def new_tiny_unet(seed: int = 0) -> tuple[UNet2DModel, DDPMScheduler]:
+    """An untrained tiny_unet: a U-Net of 2.6M parameters, 4 attention layers of 8 heads of 16 dimensions over 64 tokens.
+
+    Classes as in tiny_faces. Full resolution has few channels: most of a U-Net's time would go there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet2DModel(
+            sample_size=IMAGE_SIZE,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(16, 64, 128),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            attention_head_dim=16,
+            norm_num_groups=8,
+            num_class_embeds=2,
+        )
+    return network, _scheduler()
+
+
+def _scheduler() -> DDPMScheduler:
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=True)
+
+
+_NEW: dict[str, Callable[[int], tuple[ModelMixin, DDPMScheduler]]] = {
+    "tiny_faces": new_tiny_faces,
+    "tiny_unet": new_tiny_unet,
+}
+
+
+TRAINABLE = tuple(_NEW)
+
+
+def train_shipped(
+    name: str, settings: TrainingSettings, directory: Path, report: Callable[[TrainingProgress], None] = lambda _: None
 ) -> Path:
-    """Train (or go on training) and export in the diffusers layout to ``directory/tiny_faces``; returns that folder."""
-    network, scheduler = new_tiny_faces(settings.seed)
+    """Train (or go on training) a model that ships and export it in the diffusers layout to ``directory/name``.
+
+    Returns:
+        that folder.
+    """
+    network, scheduler = _NEW[name](settings.seed)
     drawn = synthetic_faces(range(settings.synthetic_images), size=IMAGE_SIZE, colour="gray")
     natural = lfw_faces(IMAGE_SIZE, 1, "train")
-    train(network, scheduler, torch.from_numpy(drawn.images), natural.images, settings, directory, report)
-    return export(network, scheduler, directory / "tiny_faces")
+    trained = network.to(memory_format=torch.channels_last) if isinstance(network, UNet2DModel) else network
+    train(trained, scheduler, torch.from_numpy(drawn.images), natural.images, settings, directory, report)
+    return export(trained, scheduler, directory / name)
 
 
-def export(network: DiTTransformer2DModel, scheduler: DDPMScheduler, target: Path) -> Path:
+def export(network: ModelMixin, scheduler: DDPMScheduler, target: Path) -> Path:
     """Write a diffusers pipeline folder with 16-bit weights (half the download; its effects differ by under 1e-3).
 
     ``network`` itself keeps its 32 bits. An older folder is replaced.
     """
     if target.exists():
         shutil.rmtree(target)
-    copy.deepcopy(network).half().save_pretrained(target / "transformer", safe_serialization=True)
+    component, pipeline = (
+        ("unet", "DDPMPipeline") if isinstance(network, UNet2DModel) else ("transformer", "DiTPipeline")
+    )
+    halved = copy.deepcopy(network).half().to(memory_format=torch.contiguous_format)
+    halved.save_pretrained(target / component, safe_serialization=True)
     scheduler.save_pretrained(target / "scheduler")
-    index = {
-        "_class_name": "DiTPipeline",
+    index: dict[str, object] = {
+        "_class_name": pipeline,
         "scheduler": ["diffusers", type(scheduler).__name__],
-        "transformer": ["diffusers", type(network).__name__],
-        "vae": [None, None],
+        component: ["diffusers", type(network).__name__],
     }
+    if pipeline == "DiTPipeline":
+        index["vae"] = [None, None]
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for file in target.rglob("*.safetensors"):
         file.chmod(0o644)  # written for the owner alone, which a container's user is not

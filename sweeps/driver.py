@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from circuits.shipped import SHIPPED
+from circuits.shipped import SHIPPED, TRAINABLE
 from sweeps import schedule
 from sweeps.adaptive import recall, run_search
 from sweeps.aggregate import aggregate
@@ -213,12 +213,12 @@ def train_model(config: Config) -> int:
     """``mode=train``: train a shipped model; goes on where it stopped."""
     from rich.progress import Progress
 
-    from circuits.shipped import train_tiny_faces
+    from circuits.shipped import train_shipped
     from circuits.training import TrainingProgress
 
-    if config.model.name not in SHIPPED or config.model.training is None:
+    if config.model.name not in TRAINABLE or config.model.training is None:
         raise ConfigError(
-            f"mode=train trains the models that ship, not model={config.model.name}; valid: {', '.join(SHIPPED)}"
+            f"mode=train trains the models that ship, not model={config.model.name}; valid: {', '.join(TRAINABLE)}"
         )
     folder = Path("training") / config.model.name
     with Progress(console=Console(stderr=True)) as bar:
@@ -227,7 +227,7 @@ def train_model(config: Config) -> int:
         def show(at: TrainingProgress) -> None:
             bar.update(task, completed=at.step, description=f"loss {at.loss:.4f}, {at.seconds_per_step:.2f} s a step")
 
-        exported = train_tiny_faces(config.model.training, folder, show)
+        exported = train_shipped(config.model.name, config.model.training, folder, show)
     say(Console(), f"{exported}: sweep it with model=hub model.path={exported}, or copy it to circuits/assets/")
     return OK
 

@@ -36,9 +36,9 @@ def test_windows_hold_their_ends() -> None:
 
 def test_units_use_the_steps_of_a_window_in_turn(engine: Engine) -> None:
     assert engine.timesteps == [999, 799, 599, 399, 199]
-    assert engine.unit_timesteps(Window(800, 390), 7).tolist() == [799, 599, 399, 799, 599, 399, 799]
+    assert engine.unit_timesteps(Window(800, 390), range(7)).tolist() == [799, 599, 399, 799, 599, 399, 799]
     with pytest.raises(ValueError, match=r"window \[150, 10\] holds none of the steps \[999, 799, 599, 399, 199\]"):
-        engine.unit_timesteps(Window(150, 10), 7)
+        engine.unit_timesteps(Window(150, 10), range(7))
     with pytest.raises(ValueError, match="holds none of the steps"):
         engine.sample("natural", Window(150, 10), [], 2)
 

@@ -79,6 +79,23 @@ def test_an_image_does_not_depend_on_how_many_there_are(dit: Denoiser) -> None:
     assert (few[:, resampled] - every[:, resampled, :6]).abs().max() > 1e-3
 
 
+def test_images_measured_in_pieces_equal_those_measured_at_once(dit: Denoiser) -> None:
+    """Under every mode: donors are drawn for all n images, whichever of them are measured now."""
+    engine = make_engine(dit)
+    interventions = one_of_each_mode(engine)
+    every = measured(engine, interventions, 6, 1)
+    pieces = [
+        torch.stack([pair.ablated for pair in engine.denoise("natural", WINDOW, interventions, 6, 1, units).values()])
+        for units in (range(0, 1), range(1, 4), range(4, 6))
+    ]
+    close(torch.cat(pieces, dim=2), every)
+    whole, part = (engine.denoise("natural", WINDOW, interventions, 6, 1, u)["x0_mse"] for u in (None, range(2, 5)))
+    close(part.baseline, whole.baseline[2:5])
+    for units in (range(0), range(4, 7), range(-1, 2)):
+        with pytest.raises(ValueError, match="expected some of 0 to 5"):
+            engine.denoise("natural", WINDOW, interventions, 6, 1, units)
+
+
 def test_a_generated_image_depends_on_its_seed_alone(dit: Denoiser) -> None:
     engine = make_engine(dit)
     zero = [Intervention(Mode.zero, (Site(next(iter(engine.layers)), 1),))]

@@ -42,15 +42,27 @@ def test_donors_are_a_cycle_within_the_images_of_a_timestep(n: int, groups: int)
     assert sorted(donor.tolist()) == list(range(n)), "every image gives once"
     assert (donor != torch.arange(n)).all(), "never its own"
     assert torch.equal(donor % groups, torch.arange(n) % groups), "same timestep"
-    for group in range(groups):
-        unit, seen = group, set()
+    left, cycles = set(range(n)), []
+    while left:
+        unit, seen = min(left), set()
         while unit not in seen:
             seen.add(unit)
             unit = int(donor[unit])
-        assert len(seen) == len(range(group, n, groups)), "one cycle"
+        cycles.append(seen)
+        left -= seen
+    # A block holds 16 images, or two a timestep; a rest too short for a block of its own joins the last one.
+    size = max(16, 2 * groups)
+    blocks = max(1, n // size + (n % size >= 2 * groups))
+    assert len(cycles) == blocks * groups, "one cycle a block and timestep"
+    assert all(max(seen) - min(seen) < size + 2 * groups for seen in cycles)
     assert torch.equal(donor, donors(n, groups, seed=0))
     if n // groups > 3:
         assert not torch.equal(donor, donors(n, groups, seed=1))
+
+
+def test_donors_of_whole_blocks_do_not_depend_on_the_images_that_follow() -> None:
+    assert torch.equal(donors(256, 2, seed=4)[:64], donors(64, 2, seed=4))
+    assert torch.equal(donors(67, 2, seed=4)[:48], donors(256, 2, seed=4)[:48])
 
 
 def test_donors_are_drawn_evenly() -> None:
