@@ -56,7 +56,7 @@ def new_tiny_faces(seed: int = 0) -> tuple[DiTTransformer2DModel, DDPMScheduler]
 
 
 def new_tiny_unet(seed: int = 0) -> tuple[UNet2DModel, DDPMScheduler]:
-    """An untrained tiny_unet: a U-Net of 2.6M parameters, 4 attention layers of 8 heads of 16 dimensions over 64 tokens.
+    """An untrained tiny_unet: 2.6M parameters, 4 attention layers of 8 heads of 16 dimensions over 64 tokens (8x8).
 
     Classes as in tiny_faces. Full resolution has few channels: most of a U-Net's time would go there.
     """
