@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from circuits.naming import nearest
+from circuits.seeds import torch_generator
 
 Level = Literal["head", "layer", "set"]
 ALL_HEADS = -1
@@ -34,6 +35,12 @@ class Mode(StrEnum):
     """The head's output for an image of the other data set, under that data set's class, at the same timestep."""
     identity = "identity"
     """(1 - strength) o + strength V: the head's attention map moved toward the identity."""
+    subspace = "subspace"
+    """A control: a random subspace as large as the head is removed from the layer, as much of it as the head has."""
+
+
+ABLATIONS = tuple(mode for mode in Mode if mode is not Mode.subspace)
+"""What a grid may be made of; the random subspace is what ablations are compared with."""
 
 
 @dataclass(frozen=True, order=True)
@@ -52,17 +59,21 @@ class Intervention:
         mode: what is put there.
         sites: where; several sites are intervened on at once.
         strength: 1 replaces wholly, 0 leaves the activation; (1 - strength) old + strength new.
+        draw: which random subspace, for mode ``subspace``.
     """
 
     mode: Mode
     sites: tuple[Site, ...]
     strength: float = 1.0
+    draw: int = 0
 
     def __post_init__(self) -> None:
         if not self.sites:
             raise ValueError("an intervention needs at least one site")
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength is a share of the replacement in [0, 1], got {self.strength}")
+        if self.mode is Mode.subspace and any(site.head == ALL_HEADS for site in self.sites):
+            raise ValueError("mode subspace is the control of a head; expected a head at every site, got a whole layer")
 
     def heads_by_layer(self, heads: Mapping[str, int]) -> dict[str, list[int]]:
         """Heads to replace in each layer; ``heads`` gives each layer's number of heads.
@@ -98,6 +109,37 @@ def replace_heads(
     new = torch.as_tensor(replacement, dtype=activation.dtype, device=activation.device)
     mixed = torch.where(w == 1, new, (1 - w) * activation + w * new)
     return torch.where(w == 0, activation, mixed)
+
+
+def without_subspace(
+    activation: Float[torch.Tensor, "rows tokens width"],
+    basis: Float[torch.Tensor, "rows width head_dim"],
+    weight: Float[torch.Tensor, "rows heads"],
+) -> Float[torch.Tensor, "rows tokens width"]:
+    """Remove each row's component in a random subspace, scaled to the norm that the chosen head has at each token.
+
+    A reference for "zero": as much is removed, in a direction that means nothing. With several heads chosen in a row
+    the norm is that of all of them together.
+
+    Args:
+        basis: orthonormal columns; of the width of the site.
+        weight: per row and head, the strength at the chosen heads, else 0.
+    """
+    width, heads = activation.shape[2], weight.shape[1]
+    chosen = weight.to(activation.dtype).repeat_interleave(width // heads, dim=1)[:, None, :]
+    wanted = (activation * chosen).norm(dim=2, keepdim=True)
+    inside = activation @ basis
+    found = inside.norm(dim=2, keepdim=True)
+    scale = wanted / found.clamp_min(torch.finfo(activation.dtype).tiny)
+    return activation - scale * (inside @ basis.transpose(1, 2))
+
+
+def random_basis(layer: str, width: int, head_dim: int, draw: int) -> Float[torch.Tensor, "width head_dim"]:
+    """Orthonormal basis of a uniformly random subspace; the same for the same layer and draw, anywhere."""
+    gaussian = torch.randn(
+        width, head_dim, generator=torch_generator(0, f"subspace/{layer}", draw), dtype=torch.float64
+    )
+    return torch.linalg.qr(gaussian).Q.float()
 
 
 def rows_touched(weight: Float[torch.Tensor, "rows heads"]) -> Bool[torch.Tensor, " rows"]:

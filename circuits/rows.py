@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from circuits.denoisers import Denoiser
 from circuits.hooks import Edit, capture_outputs, edit_inputs
-from circuits.interventions import Intervention, Mode, replace_heads, rows_touched
+from circuits.interventions import Intervention, Mode, random_basis, replace_heads, rows_touched, without_subspace
 from circuits.sites import AttentionLayer
 
 Activation = Float[torch.Tensor, "rows tokens width"]
@@ -61,11 +61,18 @@ def intervened(
     values = [_values(layers[name]) for name, by_mode in weights.items() if Mode.identity in by_mode]
     with capture_outputs(denoiser.network, values) as captured:
         edits = {
-            layers[name].projection: _edit(layers[name], by_mode, row_units, replacements, captured)
+            layers[name].projection: _edit(layers[name], by_mode, interventions, row_units, replacements, captured)
             for name, by_mode in weights.items()
         }
         with edit_inputs(denoiser.network, edits):
             yield
+
+
+def _bases(layer: AttentionLayer, draws: Sequence[int]) -> Float[torch.Tensor, "rows width head_dim"]:
+    """The random subspace of each row; drawn once a distinct one."""
+    width = layer.heads * layer.head_dim
+    found = {draw: random_basis(layer.name, width, layer.head_dim, draw) for draw in set(draws)}
+    return torch.stack([found[draw] for draw in draws])
 
 
 def _values(layer: AttentionLayer) -> str:
@@ -77,6 +84,7 @@ def _values(layer: AttentionLayer) -> str:
 def _edit(
     layer: AttentionLayer,
     weights: Mapping[Mode, torch.Tensor],
+    interventions: Sequence[Intervention | None],
     units: torch.Tensor,
     replacements: Mapping[Mode, Replacement],
     values: Mapping[str, torch.Tensor],
@@ -89,6 +97,11 @@ def _edit(
         for mode, weight in weights.items():
             rows = rows_touched(weight).nonzero().squeeze(1)
             there = rows.to(activation.device)
+            if mode is Mode.subspace:
+                draws = [found.draw for row in rows.tolist() if (found := interventions[row]) is not None]
+                basis = _bases(layer, draws).to(activation)
+                edited[there] = without_subspace(activation[there], basis, weight[rows].to(activation.device))
+                continue
             replacement: torch.Tensor | float
             if mode is Mode.zero:
                 replacement = 0.0

@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from circuits.data.sources import SOURCES, SourceSpec
-from circuits.interventions import Mode
+from circuits.interventions import ABLATIONS
 from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
 from circuits.naming import nearest
 from circuits.training import TrainingSettings
@@ -269,7 +269,7 @@ def _check(config: Config) -> None:
     for key, values, valid in (
         ("sweep.protocols", sweep.protocols, PROTOCOLS),
         ("sweep.levels", sweep.levels, LEVELS),
-        ("sweep.modes", sweep.modes, [m.value for m in Mode]),
+        ("sweep.modes", sweep.modes, [m.value for m in ABLATIONS]),
     ):
         chosen = as_list(values, key)
         if not chosen:

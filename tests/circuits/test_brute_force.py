@@ -7,7 +7,7 @@ import torch
 
 from circuits.denoisers import Denoiser
 from circuits.engine import Engine, Window
-from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
+from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
 from tests.circuits.brute_force import BruteForce
 from tests.circuits.conftest import IMAGES, STEPS, make_engine
 
@@ -25,8 +25,8 @@ def all_interventions(engine: Engine) -> list[Intervention]:
         (Site(last, ALL_HEADS),),
         (Site(first, 2), Site(last, ALL_HEADS), Site(first, 0)),
     )
-    whole = [Intervention(mode, sites) for mode in Mode for sites in levels]
-    return [*whole, *(Intervention(mode, levels[2], 0.37) for mode in Mode)]
+    whole = [Intervention(mode, sites) for mode in ABLATIONS for sites in levels]
+    return [*whole, *(Intervention(mode, levels[2], 0.37) for mode in ABLATIONS)]
 
 
 @pytest.fixture

@@ -121,3 +121,16 @@ def test_an_intervention_is_checked_when_it_is_made() -> None:
     for strength in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"share of the replacement in \[0, 1\], got"):
             Intervention(Mode.zero, (Site("a"),), strength)
+
+
+def test_controls_differ_by_draw_and_leave_other_rows_alone(dit: Denoiser) -> None:
+    engine = make_engine(dit)
+    name = next(iter(engine.layers))
+    site = (Site(name, 2),)
+    zero = Intervention(Mode.zero, site)
+    controls = [Intervention(Mode.subspace, site, draw=draw) for draw in (0, 1)]
+    together = engine.denoise("natural", Window(999, 0), [controls[0], zero, controls[1]], IMAGES)["noise_mse"].ablated
+    assert (together[0] - together[2]).abs().min() > 0
+    for chosen, row in ((zero, 1), (controls[0], 0)):
+        alone = engine.denoise("natural", Window(999, 0), [chosen], IMAGES)["noise_mse"].ablated[0]
+        torch.testing.assert_close(alone, together[row], rtol=1e-5, atol=1e-7)

@@ -14,7 +14,7 @@ import circuits
 from circuits import hooks
 from circuits.denoisers import Denoiser
 from circuits.engine import Window
-from circuits.interventions import Intervention, Mode, Site
+from circuits.interventions import ABLATIONS, Intervention, Mode, Site
 from circuits.rows import intervened
 from tests.circuits.conftest import IMAGES, make_engine
 
@@ -84,7 +84,7 @@ def test_a_module_that_runs_twice_has_no_single_input() -> None:
 
 def test_none_left_by_the_engine(denoiser: Denoiser) -> None:
     engine = make_engine(denoiser)
-    everything = [Intervention(mode, tuple(Site(name) for name in engine.layers)) for mode in Mode]
+    everything = [Intervention(mode, tuple(Site(name) for name in engine.layers)) for mode in ABLATIONS]
     engine.denoise("natural", Window(999, 500), everything, IMAGES)
     engine.sample("natural", Window(999, 500), everything, 2)
     assert nothing_left(denoiser.network)
@@ -92,7 +92,7 @@ def test_none_left_by_the_engine(denoiser: Denoiser) -> None:
 
 def test_none_left_when_a_forward_fails(dit: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(dit)
-    everything = [Intervention(mode, tuple(Site(name) for name in engine.layers)) for mode in Mode]
+    everything = [Intervention(mode, tuple(Site(name) for name in engine.layers)) for mode in ABLATIONS]
     block = dit.network.transformer_blocks[1].ff  # type: ignore[union-attr,index]
 
     def fail(*_: object) -> None:

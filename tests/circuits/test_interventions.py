@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from circuits.interventions import ALL_HEADS, Intervention, Mode, Site, replace_heads, rows_touched
+from circuits.interventions import (
+    ALL_HEADS,
+    Intervention,
+    Mode,
+    Site,
+    random_basis,
+    replace_heads,
+    rows_touched,
+    without_subspace,
+)
 from circuits.rows import row_weights
 from circuits.sites import AttentionLayer
 
@@ -61,3 +70,42 @@ def test_sites_of_one_layer_are_united() -> None:
     assert chosen.heads_by_layer({"a": 3, "b": 2}) == {"a": [0, 2], "b": [0, 1]}
     with pytest.raises(ValueError, match="no attention layer 'c'"):
         Intervention(Mode.zero, (Site("c"),)).heads_by_layer({"a": 3})
+
+
+def test_a_random_subspace_takes_as_much_as_the_head_has() -> None:
+    generator = torch.Generator().manual_seed(1)
+    activation = torch.randn((3, 5, 4 * 2), generator=generator)
+    basis = torch.stack([random_basis("layer", 8, 2, draw) for draw in (0, 1, 2)])
+    weight = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]])
+    removed = activation - without_subspace(activation, basis, weight)
+    heads = torch.stack([activation[0, :, 2:4], activation[1, :, 6:8], activation[2, :, 0:2]])
+    torch.testing.assert_close(removed.norm(dim=2), heads.norm(dim=2), rtol=1e-5, atol=1e-6)
+    inside = removed @ basis @ basis.transpose(1, 2)
+    torch.testing.assert_close(inside, removed, rtol=1e-4, atol=1e-6)  # all of it lies in the subspace
+    towards = (removed * activation).sum(2)
+    assert (towards > 0).all(), "it removes and does not add"
+    half = activation - without_subspace(activation, basis, 0.5 * weight)
+    torch.testing.assert_close(half, 0.5 * removed)
+
+
+def test_removing_the_heads_own_subspace_is_zeroing_the_head() -> None:
+    activation = torch.randn((2, 3, 6), generator=torch.Generator().manual_seed(2))
+    basis = torch.eye(6)[:, 2:4].expand(2, -1, -1)
+    weight = torch.tensor([[0.0, 1, 0]]).expand(2, -1)
+    expected = replace_heads(activation, 0.0, weight)
+    torch.testing.assert_close(without_subspace(activation, basis, weight), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_random_bases_are_orthonormal_uniform_and_repeatable() -> None:
+    bases = torch.stack([random_basis("layer", 6, 2, draw) for draw in range(600)])
+    torch.testing.assert_close(bases.transpose(1, 2) @ bases, torch.eye(2).expand(600, -1, -1), rtol=0, atol=1e-5)
+    # The mean projector of a uniform subspace is (head_dim / width) I; entries scatter by about .3 / sqrt(600).
+    projector = (bases @ bases.transpose(1, 2)).mean(0)
+    assert (projector - torch.eye(6) / 3).abs().max() < 0.06
+    assert torch.equal(random_basis("layer", 6, 2, 5), bases[5])
+    assert not torch.equal(random_basis("other", 6, 2, 5), bases[5])
+
+
+def test_a_subspace_is_the_control_of_a_head() -> None:
+    with pytest.raises(ValueError, match="expected a head at every site, got a whole layer"):
+        Intervention(Mode.subspace, (Site("layer", ALL_HEADS),))

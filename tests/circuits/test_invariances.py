@@ -9,7 +9,7 @@ import torch
 from circuits.batches import Batches
 from circuits.denoisers import Denoiser
 from circuits.engine import Engine, Generated, Paired, Window
-from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
+from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
 from tests.circuits.conftest import IMAGES, STEPS, make_engine
 
 WINDOW = Window(900, 300)
@@ -18,7 +18,7 @@ SEEDS = 3
 
 def one_of_each_mode(engine: Engine) -> list[Intervention]:
     first, *_, last = engine.layers
-    return [Intervention(mode, (Site(first, 1), Site(last, ALL_HEADS))) for mode in Mode]
+    return [Intervention(mode, (Site(first, 1), Site(last, ALL_HEADS))) for mode in ABLATIONS]
 
 
 def measured(engine: Engine, interventions: list[Intervention], n: int = IMAGES, first: int = 0) -> torch.Tensor:
