@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
 from circuits.statistics import (
+    StoppingRule,
     bh,
     by,
     effects,
@@ -19,10 +20,14 @@ from circuits.statistics import (
     signflip_test,
     verdicts,
 )
+from sweeps.config import StatsConfig
 from sweeps.contrasts import contrasts, permutations_for
+from sweeps.controls import control_contrasts, noise_floor
 from sweeps.diagnostics import diagnostics
 from sweeps.gains import Gains, read_gains
 from sweeps.records import RunDirectory, RunDirectoryError
+from sweeps.rounds import governed, stopping_rule
+from sweeps.sequential import sequential_effects
 
 EFFECT_COLUMNS = [
     "trial_id", "metric", "n", "mean_log_ratio", "percent", "ci_low", "ci_high", "d_z", "p_degraded", "p", "q", "q_by",
@@ -39,6 +44,7 @@ class Registered:
     metric: str
     alpha: float
     margin: float
+    rule: StoppingRule | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,12 @@ def aggregate(directory: RunDirectory) -> Aggregate:
     """
     directory.read_run()
     trials = directory.read_frame(directory.trials)
-    stats = directory.read_config()["stats"]
-    registered = Registered(stats["metric"], stats["alpha"], stats["margin"])
+    registered = registered_in(directory, trials)
     gain_table = read_gains(directory, trials["trial_id"].tolist(), TESTED)
     if not gain_table:
         raise RunDirectoryError(f"{directory.path} has no measurements of its planned trials yet")
     effect_table = effects_of(trials, gain_table, registered)
-    comparison_table = data_set_contrasts(trials, gain_table, registered)
+    comparison_table = comparisons_of(trials, gain_table, registered)
     directory.write_frame(directory.effects, effect_table)
     directory.write_frame(directory.comparisons, comparison_table)
     directory.write_frame(
@@ -74,8 +79,19 @@ def aggregate(directory: RunDirectory) -> Aggregate:
     return Aggregate(effect_table, comparison_table, missing)
 
 
+def registered_in(directory: RunDirectory, trials: pd.DataFrame) -> Registered:
+    """What config.yaml registered."""
+    known = {field.name for field in fields(StatsConfig)}
+    stats = StatsConfig(**{key: value for key, value in directory.read_config()["stats"].items() if key in known})
+    rule = None
+    if stats.statistic != "none" and {"images", "phase"} <= set(trials.columns):
+        most = trials.loc[governed(trials), "images"].max()
+        rule = stopping_rule(stats, int(most)) if most >= 2 else None
+    return Registered(stats.metric, stats.alpha, stats.margin, rule)
+
+
 def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
-    """The effects table: every tested metric of every trial with measurements.
+    """The effects table: every tested metric of every trial with measurements, but for the controls.
 
     Phases are corrected apart: trials that a search chose from are exploratory, and the few that it confirmed on fresh
     images are one family.
@@ -84,17 +100,34 @@ def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered
     phase = phases(trials).set_axis(place.index)
     family = place["layer_index"].astype(str) + "|" + place["window_index"].astype(str)
     family = family.where(phase != "confirm", "confirm")
+    whole = phase != "control"
     tables: list[pd.DataFrame] = []
+    if registered.rule is not None:
+        whole &= ~governed(trials).set_axis(place.index)
+        errors = {name: measured for name, measured in gain_table.items() if name in DENOISE_METRICS}
+        tables += sequential_effects(trials[governed(trials)], errors, registered.metric, registered.rule)
     for metric, measured in gain_table.items():
-        estimates = _estimates(measured, float(np.log1p(registered.margin)))
+        estimates = _estimates(measured, float(np.log1p(registered.margin)), whole)
         for name, part in estimates.groupby(phase.loc[estimates.index], sort=False):
             found = _adjusted(part, family.loc[part.index], metric, registered)
             tables.append(_exploratory(found) if name == "search" else found)
+    tables = [table for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True)[EFFECT_COLUMNS] if tables else pd.DataFrame(columns=EFFECT_COLUMNS)
 
 
+def comparisons_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
+    """The comparisons table: data sets with one another, heads with controls, and the noise floor."""
+    measured = gain_table.get(registered.metric)
+    tables = [data_set_contrasts(trials, gain_table, registered)]
+    if measured is not None and (phases(trials) == "control").any():
+        tables += [control_contrasts(trials, measured), noise_floor(trials, measured)]
+    tables = [table.assign(metric=registered.metric) for table in tables if len(table)]
+    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COMPARISON_COLUMNS)
+    return every.reindex(columns=COMPARISON_COLUMNS)
+
+
 def phases(trials: pd.DataFrame) -> pd.Series:
-    """``grid``, ``search`` or ``confirm`` for each trial."""
+    """``grid``, ``search``, ``confirm`` or ``control`` for each trial."""
     return trials["phase"] if "phase" in trials else pd.Series("grid", index=trials.index)
 
 
@@ -103,10 +136,16 @@ def _exploratory(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(ci_low=np.nan, ci_high=np.nan, p=np.nan, q=np.nan, q_by=np.nan, verdict="inconclusive")
 
 
-def _estimates(measured: Gains, margin: float) -> pd.DataFrame:
+def _estimates(measured: Gains, margin: float, wanted: pd.Series) -> pd.DataFrame:
     """Estimates and unadjusted p-values by trial id, computed together for trials measured on equally many images."""
     pieces = []
+    chosen = wanted.loc[measured.trial_ids].to_numpy()
     for rows, g in measured.groups():
+        here = chosen[rows]
+        if not here.any():
+            continue
+        if not here.all():
+            rows, g = rows[here], g[here]
         found = effects(g)
         piece = {
             "n": found.n,
@@ -147,7 +186,7 @@ def data_set_contrasts(trials: pd.DataFrame, gain_table: Mapping[str, Gains], re
     if measured is None or len(names) < 2:
         return pd.DataFrame(columns=COMPARISON_COLUMNS)
     axes = ["protocol", "level", "layer_index", "head", "mode", "strength", "window_index"]
-    cells = trials[trials["trial_id"].isin(measured.trial_ids) & (phases(trials) != "search")]
+    cells = trials[trials["trial_id"].isin(measured.trial_ids) & ~phases(trials).isin(["search", "control"])]
     cells = cells.assign(sites=cells["sites"].map(tuple))
     wide = cells.pivot_table(index=[*axes, "sites"], columns="dataset", values="trial_id", aggfunc="first")
     tables = []

@@ -194,6 +194,12 @@ class Evolution:
         return next(found for found in self._space.every() if found not in self._scores)
 
 
+def search_images(config: Config) -> int:
+    """Images that the best sets are judged on, and as many again that confirm them."""
+    assert config.sweep.images is not None, "checked when the configuration was read"
+    return config.sweep.images
+
+
 def search_space(config: Config, subject: Subject) -> Space:
     """The space that the configuration names.
 
@@ -203,7 +209,7 @@ def search_space(config: Config, subject: Subject) -> Space:
     sweep = config.sweep
     if as_list(sweep.protocols, "sweep.protocols") != ["denoise"]:
         raise ConfigError(f"sweep.protocols: a search measures under [denoise] alone, got {sweep.protocols}")
-    if sweep.search.grace_images > sweep.images:
+    if sweep.search.grace_images > search_images(config):
         raise ConfigError(
             f"sweep.search.grace_images: expected at most sweep.images={sweep.images}, got {sweep.search.grace_images}"
         )
@@ -239,7 +245,7 @@ def search_plan(config: Config, subject: Subject) -> Plan:
     probes = [
         make_trial(
             config, subject, dataset, "denoise", Intervention(mode, space.sites[:1]), space.windows[0], 0,
-            level="set", images=2 * config.sweep.images,
+            level="set", images=2 * search_images(config),
         ).trial_id
         for dataset in space.datasets for mode in space.modes
     ]  # fmt: skip

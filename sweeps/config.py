@@ -25,7 +25,10 @@ RUN_MODES = ("run", "plan", "track", "aggregate", "report", "compare", "train")
 PROTOCOLS = ("denoise", "sample")
 LEVELS = ("head", "layer")
 METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each protocol tests
+CORRECTIONS = {"obf": ("hierarchical", "bh", "by"), "sign": ("by", "e-bh"), "betting": ("by", "e-bh")}
+STATISTICS = ("none", *CORRECTIONS)
 _NEEDS = {
+    "sweep.images": "a number of images",
     "data.root": "a folder of images",
     "model.path": "a diffusers folder or a hub id (owner/name)",
     "run.a": "a run directory, or its name under run.root",
@@ -65,7 +68,9 @@ class SweepConfig:
     modes: Any = field(default_factory=lambda: ["zero", "mean", "resample"])
     windows: Any = 5  # a count of equal ranges, or a list of [t_start, t_end]
     strength: float = 1.0  # share of the replacement
-    images: int = 64  # per trial and data set; one measurement an image
+    images: int | None = None  # per trial and data set, at most; null: stats.n_max, or all that a data set has
+    controls: int = 0  # random-subspace ablations per data set, window and layer: is a head worse than a random one?
+    control_images: int = 16  # images a control is measured on
     samples: int = 4  # images generated per trial, to look at
     steps: int = 10  # sampler steps (DDIM); windows are sets of them
     seed: int = 0
@@ -124,6 +129,12 @@ class StatsConfig:
     metric: str = "noise_mse"  # the registered primary metric
     alpha: float = 0.05
     margin: float = 0.05  # effects within this share of 1 are negligible; fixed before the run
+    statistic: str = "none"  # none: all images; obf, sign, betting: a trial ends when its verdict is certain
+    correction: str | None = None  # of the stopping rule's p-values: hierarchical, bh, by, e-bh; null: its default
+    n_max: int = 64  # images of a trial where sweep.images does not say; a data set with fewer gives all it has
+    first: int = 16  # images before the first look
+    batch: int = 16  # images between looks
+    futility: float | None = None  # a trial at least this surely below the margin is given up; null: never
 
 
 @dataclass
@@ -276,6 +287,9 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key}: nothing chosen{nearest('', valid)}")
         for value in chosen:
             one_of(key, value, valid)
+    if sweep.kind == "search" and sweep.images is None:
+        raise _nothing_given("sweep.images")
+    _check_stopping(stats)
     one_of("cluster", cluster.name, ("inline", "local", "ray"))
     one_of("cluster.device", cluster.device, ("auto", "cpu", "cuda"))
     one_of("tracker", config.tracker.name, ("wandb", "none"))
@@ -292,7 +306,12 @@ def _check(config: Config) -> None:
         raise _nothing_given("model.path")
     _check_sources(config.data)
     for name, number, least in (
-        ("sweep.images", sweep.images, 2),
+        ("sweep.images", sweep.images if sweep.images is not None else 2, 2),
+        ("sweep.controls", sweep.controls, 0),
+        ("sweep.control_images", sweep.control_images, 2),
+        ("stats.n_max", stats.n_max, 2),
+        ("stats.first", stats.first, 2),
+        ("stats.batch", stats.batch, 1),
         ("sweep.samples", sweep.samples, 0),
         ("sweep.steps", sweep.steps, 1),
         ("sweep.seed", sweep.seed, 0),
@@ -329,6 +348,14 @@ def _check(config: Config) -> None:
     plain_name("sweep.name", sweep.name)
     if config.run.name is not None:
         plain_name("run.name", config.run.name)
+
+
+def _check_stopping(stats: StatsConfig) -> None:
+    one_of("stats.statistic", stats.statistic, STATISTICS)
+    if stats.correction is not None and stats.statistic != "none":
+        one_of("stats.correction", stats.correction, CORRECTIONS[stats.statistic])
+    if stats.futility is not None and not 0 < stats.futility < 1:
+        raise ConfigError(f"stats.futility: expected null or a number between 0 and 1, got {stats.futility}")
 
 
 def _check_sources(data: DataConfig) -> None:

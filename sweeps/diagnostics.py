@@ -61,7 +61,7 @@ def _rankable(trials: pd.DataFrame, measured: Gains) -> list[tuple[str, list[str
     """Head trials by data set: trials of one data set share their images, which ranks need."""
     there = trials["trial_id"].isin(measured.trial_ids) & (trials["level"] == "head")
     if "phase" in trials:
-        there &= trials["phase"] != "search"
+        there &= ~trials["phase"].isin(["search", "control"])
     return [(str(name), part["trial_id"].tolist()) for name, part in trials[there].groupby("dataset", sort=False)]
 
 

@@ -22,12 +22,14 @@ from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
 from sweeps.config import Config, ConfigError, as_plain, source_specs
 from sweeps.follower import Follower
+from sweeps.gains import read_gains
 from sweeps.leases import Lease, LeaseQueue
-from sweeps.plan import Plan, Subject, check_labels, default_run_name, make_plan
+from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
 from sweeps.progress import SweepProgress, say
 from sweeps.provenance import device_name, git_commit, now, shell_command, versions
 from sweeps.records import Failure, RunDirectory, RunDirectoryError, RunLock
 from sweeps.report import write_report
+from sweeps.rounds import Rounds, stopping_rule
 from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec, load_subject
 from sweeps.summary import print_plan, print_search_plan, print_summary
 from sweeps.tracking import TrackerSettings, track_from_records
@@ -89,28 +91,28 @@ def measure(
     follower: Follower,
 ) -> int:
     """Run every trial of the plan that is not recorded; returns the exit code."""
-    recorded = directory.recorded()
-    pending = [t for t in plan.trials if t.trial_id not in recorded]
-    if len(pending) < len(plan):
-        say(console, f"{len(plan) - len(pending)} of {len(plan)} trials are recorded already")
+    rounds = rounds_of(config, plan, directory)
+    follow(rounds, follower)
+    if rounds.done:
+        say(console, f"{len(rounds.done)} of {len(plan)} trials are recorded already")
     failures: list[Failure] = []
     rows, started, peak = 0, time.monotonic(), 0
-    leases = LeaseQueue(pending, config.cluster.lease_seconds)
+    leases = LeaseQueue(rounds.tasks(), config.cluster.lease_seconds, rounds.following)
     runner = runner_spec(config, spec, directory)
     with (
         interruptible(console) as stop,
-        SweepProgress({t.trial_id: t for t in plan.trials}, len(plan) - len(pending), console) as progress,
+        SweepProgress({t.trial_id: t for t in plan.trials}, len(rounds.done), console) as progress,
     ):
         with closing(outcomes_of(config, leases, runner, subject, stop)) as outcomes:
             for _, outcome in outcomes:
                 failures += outcome.failures
                 rows, peak = rows + outcome.rows, max(peak, outcome.peak_memory)
-                progress.add(outcome.percents, len(outcome.failures), outcome.rows)
-                for trial_id in outcome.percents:
-                    follower.trial_done(trial_id)
+                rounds.add(outcome.gains)
+                follow(rounds, follower)
+                progress.add(outcome.gains, len(rounds.done), len(outcome.failures), outcome.rows)
         interrupted = stop.is_set()
-    now_recorded = directory.recorded() & {t.trial_id for t in plan.trials}
-    failures = still_failed(directory, failures, {t.trial_id for t in plan.trials} - now_recorded)
+    follow(rounds, follower)
+    failures = still_failed(directory, failures, {t.trial_id for t in plan.trials} - rounds.done)
     directory.write_failures(failures)
     before = directory.read_run()
     directory.write_run(
@@ -120,7 +122,7 @@ def measure(
             "peak_memory_bytes": peak,
             "counts": {
                 "trials": len(plan),
-                "recorded": len(now_recorded),
+                "recorded": len(rounds.done),
                 "failed": len(failures),
                 "rows": before.get("counts", {}).get("rows", 0) + rows,
             },
@@ -128,7 +130,24 @@ def measure(
     )
     if interrupted:
         return INTERRUPTED
-    return OK if len(now_recorded) == len(plan) else FAILED_TRIALS
+    return OK if len(rounds.done) == len(plan) else FAILED_TRIALS
+
+
+def rounds_of(config: Config, plan: Plan, directory: RunDirectory) -> Rounds:
+    """What is left to measure, given the records."""
+    governed = [t for t in plan.trials if t.protocol == "denoise" and t.phase == "grid"]
+    rule = stopping_rule(config.stats, max((t.images for t in governed), default=2))
+    known = None
+    if rule is not None:
+        metric = config.stats.metric
+        known = read_gains(directory, [t.trial_id for t in governed], [metric]).get(metric)
+    return Rounds(plan.trials, rule, known, directory.recorded())
+
+
+def follow(rounds: Rounds, follower: Follower) -> None:
+    """Tell the tracker which trials are done."""
+    for trial_id in rounds.take_done():
+        follower.trial_done(trial_id)
 
 
 def outcomes_of(
@@ -250,6 +269,7 @@ def subject_spec(config: Config) -> SubjectSpec:
         device=schedule.resolve_device(config.cluster.device),
         sources=tuple(replace(s, root=absolute(s.root) if s.root else None) for s in source_specs(config.data)),
         images=images_needed(config),
+        at_most=config.sweep.images is None,
     )
 
 
@@ -259,8 +279,8 @@ def planned(config: Config, subject: Subject) -> Plan:
 
 
 def images_needed(config: Config) -> int:
-    """A search is confirmed on as many fresh images again."""
-    return config.sweep.images * (2 if config.sweep.kind == "search" else 1)
+    """Images to load per data set. A search is confirmed on as many fresh images again."""
+    return (config.sweep.images or config.stats.n_max) * (2 if config.sweep.kind == "search" else 1)
 
 
 def runner_spec(config: Config, spec: SubjectSpec, directory: RunDirectory) -> RunnerSpec:
@@ -327,7 +347,11 @@ def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory)
                 "heads": max(layer.heads for layer in subject.layers),
             },
             "data": {
-                name: {"n": config.sweep.images, "held_out": d.measured.held_out, "trained_on": d.measured.trained_on}
+                name: {
+                    "n": images_of(config, subject)[name],
+                    "held_out": d.measured.held_out,
+                    "trained_on": d.measured.trained_on,
+                }
                 for name, d in subject.data.items()
             },
             "timesteps": list(plan.timesteps),

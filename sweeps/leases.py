@@ -4,53 +4,89 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sweeps.plan import Trial
 
 
 @dataclass(frozen=True)
+class Task:
+    """Images of a trial that are measured together: ``units`` counts from 0 within the trial's own images."""
+
+    trial: Trial
+    units: range
+
+    @classmethod
+    def whole(cls, trial: Trial) -> Task:
+        return cls(trial, range(trial.images))
+
+
+@dataclass(frozen=True)
 class Lease:
-    """What Ray schedules and retries; users see trials."""
+    """What Ray schedules and retries; users see trials.
+
+    Attributes:
+        units: which of their images; None for all of them. Samples are generated with the first ones.
+    """
 
     lease_id: str
     trials: tuple[Trial, ...]
+    units: range | None = None
 
     @classmethod
-    def of(cls, trials: Iterable[Trial]) -> Lease:
+    def of(cls, trials: Iterable[Trial], units: range | None = None) -> Lease:
         held = tuple(trials)
-        digest = hashlib.sha256("".join(t.trial_id for t in held).encode()).hexdigest()
-        return cls(digest[:16], held)
+        if units is not None and all(units == range(trial.images) for trial in held):
+            units = None
+        suffix = "" if units is None else f"{units.start}-{units.stop}"
+        digest = hashlib.sha256(("".join(t.trial_id for t in held) + suffix).encode()).hexdigest()
+        return cls(digest[:16], held, units)
 
     def halves(self) -> list[Lease]:
         """Two smaller leases, to find the trial that kills its worker; one trial cannot be halved."""
         middle = len(self.trials) // 2
-        return [Lease.of(self.trials[:middle]), Lease.of(self.trials[middle:])] if middle else [self]
+        parts = (self.trials[:middle], self.trials[middle:])
+        return [Lease.of(part, self.units) for part in parts] if middle else [self]
 
 
 class LeaseQueue:
-    """Cuts the pending trials into leases of about ``seconds`` of work, by a running estimate of a trial's time."""
+    """Cuts tasks into leases of about ``seconds`` of work, by a running estimate of a task's time.
 
-    def __init__(self, trials: Iterable[Trial], seconds: float) -> None:
-        groups: OrderedDict[tuple, deque[Trial]] = OrderedDict()
-        for trial in trials:
-            groups.setdefault(share_key(trial), deque()).append(trial)
-        self._groups = deque(groups.values())
+    Args:
+        following: the tasks of the next round, asked for when all of this round came back; none ends the sweep.
+    """
+
+    def __init__(self, tasks: Iterable[Task], seconds: float, following: Callable[[], Iterable[Task]] = tuple) -> None:
+        self._groups: deque[deque[Task]] = deque()
         self._returned: deque[Lease] = deque()
         self._seconds = seconds
-        self._seconds_per_trial = seconds / 4  # small first leases, until something was measured
+        self._seconds_per_task = seconds / 4  # small first leases, until something was measured
+        self._following = following
+        self._add(tasks)
 
     def __bool__(self) -> bool:
         return bool(self._groups or self._returned)
 
+    def _add(self, tasks: Iterable[Task]) -> None:
+        groups: OrderedDict[tuple, deque[Task]] = OrderedDict()
+        for task in tasks:
+            groups.setdefault((*share_key(task.trial), task.units.start, task.units.stop), deque()).append(task)
+        self._groups.extend(groups.values())
+
+    def refill(self) -> bool:
+        """Go on to the next round; call it when nothing is waiting or in flight. False when the sweep is over."""
+        self._add(self._following())
+        return bool(self)
+
     def take(self) -> Lease:
-        """The next lease; trials of one group stay together as long as they fit."""
+        """The next lease; tasks of one group stay together as long as they fit."""
         if self._returned:
             return self._returned.popleft()
         group = self._groups[0]
-        size = max(1, round(self._seconds / self._seconds_per_trial))
-        lease = Lease.of(group.popleft() for _ in range(min(size, len(group))))
+        size = max(1, round(self._seconds / self._seconds_per_task))
+        units = group[0].units
+        lease = Lease.of((group.popleft().trial for _ in range(min(size, len(group)))), units)
         if not group:
             self._groups.popleft()
         return lease
@@ -62,7 +98,7 @@ class LeaseQueue:
     def observe(self, trials: int, seconds: float) -> None:
         """Learn from a finished lease."""
         if trials:
-            self._seconds_per_trial = 0.7 * self._seconds_per_trial + 0.3 * max(seconds / trials, 1e-4)
+            self._seconds_per_task = 0.7 * self._seconds_per_task + 0.3 * max(seconds / trials, 1e-4)
 
 
 def share_key(trial: Trial) -> tuple:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from circuits.engine import Window
 from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
 from circuits.metrics import VERSION as METRICS_VERSION
 from circuits.naming import nearest
+from circuits.references import DONOR_BLOCK
 from circuits.sites import AttentionLayer
 from sweeps.config import Config, ConfigError, as_indices, as_list
 
 COLUMNS = (
     "trial_id", "model", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength",
-    "window_index", "t_start", "t_end", "sites", "phase",
+    "window_index", "t_start", "t_end", "sites", "phase", "images", "draw",
 )  # fmt: skip
 
 
@@ -35,8 +36,9 @@ class Trial:
     Attributes:
         layer, layer_index, head: "" and -1 for sets, which may span layers; head is -1 for all heads of a layer too.
         t_start, t_end: the window, in training timesteps, t_start >= t_end.
-        images: units measured, from ``first_image`` on; samples: images generated to look at.
-        phase: ``grid``; or ``search``, measured to be chosen from; or ``confirm``, the chosen again on fresh images.
+        images: units measured, from ``first_image`` on, at most; samples: images generated to look at.
+        phase: ``grid``; or ``search``, measured to be chosen from; or ``confirm``, the chosen again on fresh images;
+            or ``control``: random subspaces, and the unablated model once more.
     """
 
     trial_id: str
@@ -64,6 +66,7 @@ class Trial:
             "stream": self.stream, "mode": self.intervention.mode.value, "strength": self.intervention.strength,
             "window_index": self.window_index, "t_start": self.window.t_start, "t_end": self.window.t_end,
             "sites": [f"{site.layer}:{site.head}" for site in self.intervention.sites], "phase": self.phase,
+            "images": self.images, "draw": self.intervention.draw,
         }  # fmt: skip
 
     @property
@@ -153,7 +156,7 @@ def make_plan(config: Config, subject: Subject) -> Plan:
     layers = choose_layers(sweep.layers, subject.layers)
     windows = choose_windows(sweep.windows, timesteps, subject.denoiser.train_timesteps)
     modes = [Mode(m) for m in as_list(sweep.modes, "sweep.modes")]
-    check_modes(config, modes, layers, windows, timesteps, subject, images=sweep.images)
+    check_modes(config, modes, layers, windows, timesteps, subject, images=min(images_of(config, subject).values()))
     trials: dict[str, Trial] = {}
     for dataset in subject.data:
         for protocol in as_list(sweep.protocols, "sweep.protocols"):
@@ -166,8 +169,42 @@ def make_plan(config: Config, subject: Subject) -> Plan:
                                 config, subject, dataset, protocol, intervention, window, window_index, level=level
                             )
                             trials.setdefault(trial.trial_id, trial)
+    for trial in controls(config, subject, windows, layers):
+        trials.setdefault(trial.trial_id, trial)
     ordered = tuple(trials.values())
     return Plan(ordered, timesteps, plan_digest(config, ordered))
+
+
+def images_of(config: Config, subject: Subject) -> dict[str, int]:
+    """Images of a trial by data set, at most: as many as asked for, or what the data set has up to ``stats.n_max``."""
+    asked, most = config.sweep.images, config.stats.n_max
+    return {name: asked or min(most, len(data.measured)) for name, data in subject.data.items()}
+
+
+def controls(
+    config: Config, subject: Subject, windows: Sequence[Window], layers: Sequence[AttentionLayer]
+) -> Iterator[Trial]:
+    """Per data set, window and layer random subspaces, each as large as a head and removing as much as it has.
+
+    The heads take turns in lending their norm. Beside them the unablated model is measured a second time, in other
+    batches: the noise floor of every metric.
+    """
+    if not config.sweep.controls or "denoise" not in as_list(config.sweep.protocols, "sweep.protocols"):
+        return
+    for dataset, most in images_of(config, subject).items():
+        images = min(config.sweep.control_images, most)
+        for index, window in enumerate(windows):
+            again = Intervention(Mode.zero, (Site(layers[0].name, 0),), strength=0.0)
+            drawn = [
+                Intervention(Mode.subspace, (Site(layer.name, draw % layer.heads),), draw=draw)
+                for layer in layers
+                for draw in range(config.sweep.controls)
+            ]
+            for intervention in (again, *drawn):
+                yield make_trial(
+                    config, subject, dataset, "denoise", intervention, window, index, level="head", images=images,
+                    samples=0, phase="control",
+                )  # fmt: skip
 
 
 def sampler_steps(config: Config, subject: Subject) -> tuple[int, ...]:
@@ -193,8 +230,7 @@ def check_labels(subject: Subject) -> None:
 
 def plan_digest(config: Config, trials: Sequence[Trial]) -> str:
     """Hash of the trials and of what is registered about their analysis before the run."""
-    registered = {"stats": [config.stats.name, config.stats.metric, config.stats.alpha, config.stats.margin]}
-    return content_hash({"trials": sorted(t.trial_id for t in trials), **registered})
+    return content_hash({"trials": sorted(t.trial_id for t in trials), "stats": vars(config.stats)})
 
 
 def make_trial(
@@ -216,14 +252,14 @@ def make_trial(
     sweep, data = config.sweep, subject.data[dataset]
     first = intervention.sites[0]
     layer = next(known for known in subject.layers if known.name == first.layer)
-    images = sweep.images if images is None else images
+    images = images_of(config, subject)[dataset] if images is None else images
     samples = sweep.samples if samples is None else samples
     of_set = level == "set"
     content = {
         "revision": subject.denoiser.revision, "dtype": config.model.dtype,
         "data": subject.fingerprint(dataset, first_image, images), "label": data.label, "dataset": dataset,
         "protocol": protocol,
-        "mode": intervention.mode.value, "strength": intervention.strength,
+        "mode": intervention.mode.value, "strength": intervention.strength, "draw": intervention.draw,
         "sites": sorted((s.layer, s.head) for s in intervention.sites),
         "window": [window.t_start, window.t_end], "sampler": ["ddim", sweep.steps], "seed": sweep.seed,
         "first_image": first_image, "images": images, "samples": samples, "metrics": METRICS_VERSION,
@@ -334,12 +370,14 @@ def check_modes(
 
 def _replacement(mode: Mode, dataset: str, first: int, images: int, subject: Subject) -> Any:
     """What the replacement is computed from, where that is not the measured images themselves."""
+    if mode is Mode.resample:
+        return DONOR_BLOCK
     if mode is Mode.mean:
         return subject.reference_fingerprint(dataset)
     if mode is Mode.resample_across:
         names = list(subject.data)
         other = names[(names.index(dataset) + 1) % len(names)]
-        return [other, subject.data[other].label, subject.fingerprint(other, first, images)]
+        return [DONOR_BLOCK, other, subject.data[other].label, subject.fingerprint(other, first, images)]
     return None
 
 

@@ -6,11 +6,13 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from circuits.statistics import percent
 from sweeps.plan import Trial
 
 TOP = 5
@@ -31,7 +33,7 @@ class SweepProgress:
         self._before = self._done = done
         self._failed = 0
         self._rows = 0
-        self._percents: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("[bold]sweep"),
@@ -54,11 +56,13 @@ class SweepProgress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def add(self, percents: Mapping[str, float], failed: int, rows: int) -> None:
-        """A lease came back."""
-        self._percents.update(percents)
-        self._done += len(percents) + failed
+    def add(self, gains: Mapping[str, np.ndarray], done: int, failed: int, rows: int) -> None:
+        """A lease came back with the log ratios of some trials' images; ``done`` trials are finished in all."""
+        for trial_id, values in gains.items():
+            total, count = self._sums.get(trial_id, (0.0, 0))
+            self._sums[trial_id] = (total + float(values.sum(dtype=np.float64)), count + len(values))
         self._failed += failed
+        self._done = done + self._failed
         self._rows += rows
         if self._console.is_terminal:
             self._bar.update(self._task, completed=self._done, rate=self.rate(), eta=f"ETA {clock(self.eta())}")
@@ -79,16 +83,25 @@ class SweepProgress:
 
     def line(self) -> str:
         """One line for logs."""
-        best = max(self._percents, key=lambda t: self._percents[t], default=None)
-        top = f"; strongest so far {self._percents[best]:+.0f}% {self._trials[best].label}" if best else ""
+        best = max(self._ablations(), key=self._percent, default=None)
+        top = f"; strongest so far {self._percent(best):+.0f}% {self._trials[best].label}" if best else ""
         failed = f", {self._failed} failed" if self._failed else ""
         return f"{self._done}/{len(self._trials)} trials{failed}, {self.rate()}, ETA {clock(self.eta())}{top}"
 
+    def _ablations(self) -> list[str]:
+        """Measured so far, without the controls."""
+        return [trial_id for trial_id in self._sums if self._trials[trial_id].phase != "control"]
+
+    def _percent(self, trial_id: str) -> float:
+        """Degradation on the images so far."""
+        total, count = self._sums[trial_id]
+        return float(percent(np.array([total / count]))[0])
+
     def _top(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        heads = [t for t in self._percents if self._trials[t].head >= 0]
-        for trial_id in sorted(heads, key=lambda t: -self._percents[t])[:TOP]:
-            table.add_row(f"  {self._percents[trial_id]:+8.1f}%", self._trials[trial_id].label)
+        heads = [t for t in self._ablations() if self._trials[t].head >= 0]
+        for trial_id in sorted(heads, key=lambda t: -self._percent(t))[:TOP]:
+            table.add_row(f"  {self._percent(trial_id):+8.1f}%", self._trials[trial_id].label)
         if self._failed:
             table.add_row("", f"[red]{self._failed} failed")
         return table

@@ -18,7 +18,6 @@ from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Engine, Generated, Paired
 from circuits.metrics import sample_distances, sample_metrics
 from circuits.sites import find_sites
-from circuits.statistics import percent
 from sweeps.gains import gains
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, generated
@@ -40,6 +39,7 @@ class SubjectSpec:
     device: str
     sources: tuple[SourceSpec, ...]
     images: int
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ class LeaseOutcome:
     """What became of a lease.
 
     Attributes:
-        percents: degradation of each recorded trial, for the progress display; the effects come from the records.
+        gains: log(ablated / baseline) of each recorded trial on the lease's images, by the registered metric. Effects
+            come from the records; this is for the progress display and for the rule that stops trials.
         rows: rows run, baselines included.
     """
 
-    percents: dict[str, float]
+    gains: dict[str, np.ndarray]
     failures: tuple[Failure, ...]
     rows: int
     seconds: float
@@ -88,7 +89,12 @@ def load_data(spec: SubjectSpec, denoiser: Denoiser) -> dict:
     label_mode: Literal["class", "none"] = "class" if denoiser.classes else "none"
     return {
         source.name: load_data_set(
-            source, images=spec.images, size=denoiser.size, channels=denoiser.channels, label_mode=label_mode
+            source,
+            images=spec.images,
+            size=denoiser.size,
+            channels=denoiser.channels,
+            label_mode=label_mode,
+            at_most=spec.at_most,
         )
         for source in spec.sources
     }
@@ -126,16 +132,16 @@ class Runner:
         """
         started, rows = time.monotonic(), self._engine.rows_run
         tables: list[pa.Table] = []
-        percents: dict[str, float] = {}
+        measured: dict[str, np.ndarray] = {}
         failures: list[Failure] = []
         try:
-            tables.append(self._measure(lease.trials, percents))
+            tables.append(self._measure(lease.trials, lease.units, measured))
         except _NO_TRIALS_FAULT:
             raise
         except Exception:
-            percents.clear()
+            measured.clear()
             for trial in lease.trials:
-                outcome = self._measure_alone(trial, percents)
+                outcome = self._measure_alone(trial, lease.units, measured)
                 if isinstance(outcome, Failure):
                     failures.append(outcome)
                 else:
@@ -143,12 +149,12 @@ class Runner:
         if tables:
             self._directory.write_part(lease.lease_id, pa.concat_tables(tables))
         peak = torch.cuda.max_memory_allocated() if self._subject.denoiser.device.type == "cuda" else 0
-        return LeaseOutcome(percents, tuple(failures), self._engine.rows_run - rows, time.monotonic() - started, peak)
+        return LeaseOutcome(measured, tuple(failures), self._engine.rows_run - rows, time.monotonic() - started, peak)
 
-    def _measure_alone(self, trial: Trial, percents: dict[str, float]) -> pa.Table | Failure:
+    def _measure_alone(self, trial: Trial, units: range | None, measured: dict[str, np.ndarray]) -> pa.Table | Failure:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._measure((trial,), percents)
+                return self._measure((trial,), units, measured)
             except _NO_TRIALS_FAULT:
                 raise
             except Exception as error:
@@ -157,29 +163,45 @@ class Runner:
                     return Failure(trial.trial_id, line, traceback.format_exc(), attempt)
         raise AssertionError("unreachable")
 
-    def _measure(self, trials: tuple[Trial, ...], percents: dict[str, float]) -> pa.Table:
+    def _measure(self, trials: tuple[Trial, ...], units: range | None, measured: dict[str, np.ndarray]) -> pa.Table:
+        """``units``: images of the trials measured now; those that begin with the first also generate the samples."""
         first = trials[0]
         interventions = [t.intervention for t in trials]
         ids = [t.trial_id for t in trials]
+        begins = units is None or units.start == 0
         paired: dict[str, Paired] = {}
         if first.protocol == "denoise":
-            paired |= self._engine.denoise(first.dataset, first.window, interventions, first.images, first.first_image)
-        if generated(first):
-            made = self._engine.sample(first.dataset, first.window, interventions, generated(first), first.first_image)
-            paired |= measure_generated(made, properties=first.protocol == "sample")
-            for index, trial in enumerate(trials):
-                shown = slice(0, max(1, trial.samples))
-                save_grid(
-                    self._directory.samples / f"{trial.trial_id}.png", made.baseline[shown], made.ablated[index][shown]
-                )
+            paired |= self._engine.denoise(
+                first.dataset, first.window, interventions, first.images, first.first_image, units
+            )
         # The registered metric, or under protocol ``sample`` the first property that both images have.
-        shown_metric = paired.get(self._metric) or next(iter(paired.values()))
-        g = gains(shown_metric.ablated.numpy(), shown_metric.baseline.numpy())
-        percents.update(zip(ids, percent(g.mean(axis=1)).tolist(), strict=True))
+        made: dict[str, Paired] = {}
+        if begins and generated(first):
+            made = self._generate(trials)
+        shown = {**paired, **made}
+        chosen = shown.get(self._metric) or next(iter(shown.values()))
+        g = gains(chosen.ablated.numpy(), chosen.baseline.numpy())
+        measured.update(zip(ids, g.astype(np.float32), strict=True))
+        start = first.first_image + (0 if units is None else units.start)
+        tables = [(name, pair, start) for name, pair in paired.items()]
+        tables += [(name, pair, first.first_image) for name, pair in made.items()]
         return pa.concat_tables(
-            measurement_table(ids, name, pair.baseline.numpy(), pair.ablated.numpy(), first.first_image)
-            for name, pair in paired.items()
+            measurement_table(ids, name, pair.baseline.numpy(), pair.ablated.numpy(), unit)
+            for name, pair, unit in tables
         )
+
+    def _generate(self, trials: tuple[Trial, ...]) -> dict[str, Paired]:
+        """Metrics of the trials' generated images, whose grids are saved to look at."""
+        first = trials[0]
+        made = self._engine.sample(
+            first.dataset, first.window, [t.intervention for t in trials], generated(first), first.first_image
+        )
+        for index, trial in enumerate(trials):
+            shown = slice(0, max(1, trial.samples))
+            save_grid(
+                self._directory.samples / f"{trial.trial_id}.png", made.baseline[shown], made.ablated[index][shown]
+            )
+        return measure_generated(made, properties=first.protocol == "sample")
 
 
 def measure_generated(made: Generated, *, properties: bool) -> dict[str, Paired]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from circuits.statistics import percent
-from sweeps.candidates import Candidate, Space, search_space
+from sweeps.candidates import Candidate, Space, search_images, search_space
 from sweeps.config import Config
 from sweeps.gains import gains
 from sweeps.leases import Lease
@@ -22,10 +20,10 @@ def rungs(config: Config) -> tuple[int, ...]:
     """Numbers of images at which a candidate is judged: ``grace_images``, then ``reduction`` times as many, to all."""
     search, found = config.sweep.search, []
     images = search.grace_images
-    while images < config.sweep.images:
+    while images < search_images(config):
         found.append(images)
         images *= search.reduction
-    return (*found, config.sweep.images)
+    return (*found, search_images(config))
 
 
 def searched_trial(config: Config, subject: Subject, space: Space, candidate: Candidate, images: int) -> Trial:
@@ -39,7 +37,7 @@ def searched_trial(config: Config, subject: Subject, space: Space, candidate: Ca
 
 def confirming_trial(config: Config, subject: Subject, space: Space, candidate: Candidate) -> Trial:
     """The candidate on the images that follow those of the search, with their own noise."""
-    window, images = space.windows[candidate.window_index], config.sweep.images
+    window, images = space.windows[candidate.window_index], search_images(config)
     return make_trial(
         config, subject, candidate.dataset, "denoise", candidate.intervention, window, candidate.window_index,
         level="set", images=images, first_image=images, phase="confirm",
@@ -51,13 +49,14 @@ def known_scores(directory: RunDirectory, metric: str) -> dict[str, float]:
     measured = directory.measurements()
     rows = measured[measured["metric"] == metric].sort_values("unit")
     return {
-        str(trial_id): _score(percent(gains(part["ablated"].to_numpy(), part["baseline"].to_numpy()).mean()))
+        str(trial_id): _score(gains(part["ablated"].to_numpy(), part["baseline"].to_numpy()))
         for trial_id, part in rows.groupby("trial_id", sort=False)
     }
 
 
-def _score(percents: float | np.ndarray) -> float:
-    return math.log1p(float(percents) / 100)
+def _score(g: np.ndarray) -> float:
+    """Mean log ratio, of the values as precise as a worker reports them."""
+    return float(g.astype(np.float32).mean(dtype=np.float64))
 
 
 class CandidateRunner:
@@ -79,7 +78,7 @@ class CandidateRunner:
             outcome = self._runner.run(Lease.of([trial]))
             if outcome.failures:
                 return None
-            self._known[trial.trial_id] = _score(outcome.percents[trial.trial_id])
+            self._known[trial.trial_id] = _score(outcome.gains[trial.trial_id])
             rows = outcome.rows
         return {"images": images, "score": self._known[trial.trial_id], "rows": rows}
 

@@ -44,7 +44,7 @@ def inline(
 ) -> Iterator[tuple[Lease, LeaseOutcome]]:
     """Run every lease in this process, with the subject that is already loaded."""
     runner = Runner(spec, subject)
-    while leases and not stop.is_set():
+    while not stop.is_set() and (leases or leases.refill()):
         lease = leases.take()
         outcome = runner.run(lease)
         leases.observe(len(lease.trials), outcome.seconds)
@@ -240,10 +240,11 @@ class _Pool:
                 self._hand_out()
             # A worker runs its leases in order, so only its first one can come back or have killed it.
             first = {next(iter(worker.flying)): worker for worker in self._workers if worker.flying}
-            if not first and (self._stop.is_set() or not self._leases):
-                return
             if not first:
-                time.sleep(0.1)  # until a worker is up
+                if self._stop.is_set() or not (self._leases or self._leases.refill()):
+                    return
+                if not any(worker.up for worker in self._workers):
+                    time.sleep(0.1)
                 continue
             ready, _ = self._ray.wait(list(first), num_returns=1, timeout=1.0)
             for ref in ready:

@@ -13,10 +13,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from sweeps.aggregate import Aggregate
-from sweeps.candidates import search_space
+from sweeps.candidates import search_images, search_space
 from sweeps.config import Config
 from sweeps.leases import share_key
-from sweeps.plan import Plan, Subject
+from sweeps.plan import Plan, Subject, images_of
 from sweeps.progress import clock
 from sweeps.records import RunDirectory
 from sweeps.rungs import rungs
@@ -42,11 +42,13 @@ def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, d
     table.add_row(
         "  layers", ", ".join(f"{layer.index} {layer.name} ({layer.heads} heads)" for layer in subject.layers)
     )
-    table.add_row("images a trial", f"{config.sweep.images} measured, {config.sweep.samples} generated")
+    images = ", ".join(f"{escape(name)} {n}" for name, n in images_of(config, subject).items())
+    most = "at most " if config.stats.statistic != "none" else ""
+    table.add_row("images a trial", f"{most}{images}; {config.sweep.samples} generated")
     table.add_row("leases", f"at least {len({share_key(t) for t in plan.trials})}")
-    table.add_row("forwards", f"{rows:,} rows of one image")
-    table.add_row("FLOPs", f"{rows * flops:.3g} ({flops:.3g} a row)")
-    table.add_row("estimated time", f"{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")
+    table.add_row("forwards", f"{most}{rows:,} rows of one image")
+    table.add_row("FLOPs", f"{most}{rows * flops:.3g} ({flops:.3g} a row)")
+    table.add_row("estimated time", f"{most}{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")
     table.add_row("run directory", escape(str(directory.path)))
     console.print(table)
 
@@ -57,7 +59,7 @@ def print_search_plan(console: Console, config: Config, subject: Subject, direct
     candidates, confirmed = min(search.candidates, space.size()), min(search.confirm, space.size())
     # Each candidate with its baseline, on every rung; the confirmations generate samples too.
     rows = 2 * candidates * sum(steps) + 2 * confirmed * (
-        config.sweep.images + config.sweep.samples * config.sweep.steps
+        search_images(config) + config.sweep.samples * config.sweep.steps
     )
     flops, seconds = probe(subject)
     table = Table(title=f"{config.sweep.name} on {escape(config.model.name)}", show_header=False, title_justify="left")
@@ -67,7 +69,7 @@ def print_search_plan(console: Console, config: Config, subject: Subject, direct
     table.add_row("  strengths", ", ".join(f"{strength:g}" for strength in space.strengths))
     table.add_row("  windows", ", ".join(f"{w.t_start}-{w.t_end}" for w in space.windows))
     table.add_row("searched", f"{candidates} sets, on {', '.join(map(str, steps))} images")
-    fresh = f"images {config.sweep.images} to {2 * config.sweep.images - 1}"
+    fresh = f"images {search_images(config)} to {2 * search_images(config) - 1}"
     table.add_row("confirmed", f"the best {confirmed}, on {fresh}; {config.sweep.samples} generated")
     table.add_row("forwards", f"at most {rows:,} rows of one image")
     table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row)")
@@ -97,7 +99,8 @@ def probe(subject: Subject) -> tuple[float, float]:
 def strongest_heads(plan: Plan, effects: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The trials of single heads with the largest degradation of the registered metric, significant ones only."""
     joined = effects.merge(plan.frame(), on="trial_id")
-    heads = joined[(joined["metric"] == metric) & (joined["head"] >= 0) & (joined["verdict"] == "degraded")]
+    found = (joined["metric"] == metric) & (joined["verdict"] == "degraded") & (joined["phase"] != "control")
+    heads = joined[found & (joined["head"] >= 0)]
     return heads.sort_values("percent", ascending=False).head(STRONGEST)
 
 

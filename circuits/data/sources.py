@@ -72,13 +72,12 @@ def _synthetic(spec: SourceSpec, images: int, size: int, channels: int) -> tuple
 
 def _lfw(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
     held_out = lfw_faces(size, channels, "held_out")
-    _require(spec, images, len(held_out), "held-out faces")
-    return held_out.take(range(images)), lfw_faces(size, channels, "train")
+    return held_out.take(range(min(images, len(held_out)))), lfw_faces(size, channels, "train")
 
 
 def _split(spec: SourceSpec, images: int, every: ImageSet) -> tuple[ImageSet, ImageSet]:
     """The first images are measured, the next ones are the reference; if fewer than 8, the measured ones are."""
-    _require(spec, images, len(every), "images")
+    images = min(images, len(every))
     rest = range(images, min(len(every), images + REFERENCE_IMAGES))
     return every.take(range(images)), every.take(rest if len(rest) >= 8 else range(images))
 
@@ -97,13 +96,6 @@ def _root(spec: SourceSpec) -> str:
     return spec.root
 
 
-def _require(spec: SourceSpec, wanted: int, there: int, what: str) -> None:
-    if wanted > there:
-        raise DataError(
-            f"sweep.images={wanted}, but data set {spec.name!r} has {there} {what}; ask for at most {there}"
-        )
-
-
 SOURCES: dict[str, Callable[[SourceSpec, int, int, int], tuple[ImageSet, ImageSet]]] = {
     "synthetic_faces": _synthetic,
     "lfw_faces": _lfw,
@@ -113,9 +105,18 @@ SOURCES: dict[str, Callable[[SourceSpec, int, int, int], tuple[ImageSet, ImageSe
 
 
 def load_data_set(
-    spec: SourceSpec, *, images: int, size: int, channels: int, label_mode: Literal["class", "none"] = "class"
+    spec: SourceSpec,
+    *,
+    images: int,
+    size: int,
+    channels: int,
+    label_mode: Literal["class", "none"] = "class",
+    at_most: bool = False,
 ) -> DataSet:
     """Load a data set at a model's size and colour mode.
+
+    Args:
+        images: to measure. With ``at_most`` a data set that has fewer gives all it has.
 
     Raises:
         DataError: unknown source, missing folder, or fewer images than asked for.
@@ -128,5 +129,10 @@ def load_data_set(
         if isinstance(error, DataError):
             raise
         raise DataError(f"data set {spec.name!r} ({spec.source}): {error}") from error
+    if len(measured) < (2 if at_most else images):
+        raise DataError(
+            f"sweep.images={images}, but data set {spec.name!r} has {len(measured)} images to measure; "
+            f"ask for at most {len(measured)}"
+        )
     label = spec.label if label_mode == "class" else None
     return DataSet(spec.name, label, replace(measured, name=spec.name), replace(reference, name=spec.name))

@@ -18,6 +18,7 @@ from circuits.statistics.random_circuits import (
 )
 from circuits.statistics.ranks import RankIntervals, rank_intervals, screened_rank_intervals
 from circuits.statistics.ratios import RatioInterval, independent_ratio, paired_ratio
+from circuits.statistics.repeated import RepeatedIntervals, repeated_intervals
 from circuits.statistics.sequential import SequentialResult, SequentialTrials, StoppingRule
 from circuits.statistics.signflip import SignFlipTest, signflip_test
 from circuits.statistics.two_way import TwoWayContrast, two_way_contrast
@@ -38,6 +39,7 @@ __all__ = [
     "RandomCircuitTest",
     "RankIntervals",
     "RatioInterval",
+    "RepeatedIntervals",
     "SequentialResult",
     "SequentialTrials",
     "SignFlipTest",
@@ -65,6 +67,7 @@ __all__ = [
     "percent",
     "random_circuit_test",
     "rank_intervals",
+    "repeated_intervals",
     "screened_rank_intervals",
     "signflip_test",
     "simultaneous_intervals",

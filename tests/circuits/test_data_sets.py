@@ -273,13 +273,13 @@ def test_references_of_a_folder_are_other_images_where_there_are_enough(
         (
             SourceSpec("x", "lfw_faces"),
             65,
-            "sweep.images=65, but data set 'x' has 64 held-out faces; ask for at most 64",
+            "sweep.images=65, but data set 'x' has 64 images to measure; ask for at most 64",
         ),
         (SourceSpec("x", "image_folder"), 4, "data set 'x' (image_folder) needs data.root=DIR"),
         (SourceSpec("x", "celeba"), 4, "data set 'x' (celeba) needs data.root=DIR"),
         (SourceSpec("x", "image_folder", root="TMP/facse"), 4, "no folder TMP/facse; did you mean 'TMP/faces'?"),
         (SourceSpec("x", "celeba", root="TMP/facse"), 4, "is no hub data set (owner/name); did you mean 'TMP/faces'?"),
-        (SourceSpec("x", "image_folder", root="TMP/faces"), 4, "has 3 images; ask for at most 3"),
+        (SourceSpec("x", "image_folder", root="TMP/faces"), 4, "has 3 images to measure; ask for at most 3"),
         (SourceSpec("x", "image_folder", root="TMP/broken"), 1, "0000.png is not a readable image"),
     ],
 )

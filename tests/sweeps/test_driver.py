@@ -22,7 +22,7 @@ import launch
 from sweeps import schedule
 from sweeps.config import Config, ConfigError
 from sweeps.driver import execute, interruptible, subject_spec
-from sweeps.leases import LeaseQueue
+from sweeps.leases import LeaseQueue, Task
 from sweeps.progress import SweepProgress
 from sweeps.records import Failure, RunDirectory, RunDirectoryError, RunLock
 from tests.sweeps.poison import is_poisoned, poison
@@ -61,9 +61,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     add = SweepProgress.add
 
-    def note(self: SweepProgress, percents: dict[str, float], failed: int, rows: int) -> None:
-        seen.extend(percents)
-        add(self, percents, failed, rows)
+    def note(self: SweepProgress, gains: dict[str, np.ndarray], done: int, failed: int, rows: int) -> None:
+        seen.extend(gains)
+        add(self, gains, done, failed, rows)
 
     monkeypatch.setattr(SweepProgress, "add", note)
     return seen
@@ -301,7 +301,7 @@ def test_a_stopped_queue_hands_out_nothing(configure: Configure, subject: Any, r
     stop = threading.Event()
     stop.set()
     config = configure()
-    leases = LeaseQueue(make_plan(config, subject).trials, 1.0)
+    leases = LeaseQueue(map(Task.whole, make_plan(config, subject).trials), 1.0)
     spec = runner_spec(config, subject_spec(config), reference)
     assert list(schedule.inline(leases, spec, subject, stop)) == []
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.leases import Lease, LeaseQueue, share_key
+from sweeps.leases import Lease, LeaseQueue, Task, share_key
 from sweeps.plan import Plan, make_plan
 from tests.sweeps.fake_subject import fake_subject
 from tests.sweeps.tiny import composed
@@ -28,7 +28,7 @@ def drained(queue: LeaseQueue) -> list[Lease]:
 
 
 def test_a_lease_shares_model_data_window_and_layer_and_is_named_after_its_trials(plan: Plan) -> None:
-    leases = drained(LeaseQueue(plan.trials, 1.0))
+    leases = drained(LeaseQueue(map(Task.whole, plan.trials), 1.0))
     assert [t for lease in leases for t in lease.trials] == list(plan.trials)
     assert all(len({share_key(t) for t in lease.trials}) == 1 for lease in leases)
     assert len({lease.lease_id for lease in leases}) == len(leases)
@@ -37,20 +37,20 @@ def test_a_lease_shares_model_data_window_and_layer_and_is_named_after_its_trial
 
 @pytest.mark.parametrize(("seconds_per_trial", "size"), [(10.0, 1), (1.0, 1), (0.5, 2), (0.25, 4), (1e-9, 5)])
 def test_leases_grow_to_the_seconds_asked_for(plan: Plan, seconds_per_trial: float, size: int) -> None:
-    queue = LeaseQueue(plan.trials, 1.0)
+    queue = LeaseQueue(map(Task.whole, plan.trials), 1.0)
     for _ in range(100):
         queue.observe(1, seconds_per_trial)
     assert len(queue.take().trials) == size
 
 
 def test_nothing_is_learned_from_a_lease_in_which_every_trial_was_lost(plan: Plan) -> None:
-    queue = LeaseQueue(plan.trials, 1.0)
+    queue = LeaseQueue(map(Task.whole, plan.trials), 1.0)
     queue.observe(0, 5.0)
     assert len(queue.take().trials) == 4
 
 
 def test_a_lease_given_back_goes_first_and_whole(plan: Plan) -> None:
-    queue = LeaseQueue(plan.trials, 1.0)
+    queue = LeaseQueue(map(Task.whole, plan.trials), 1.0)
     first, second = queue.take(), queue.take()
     queue.give_back(first)
     assert queue.take() is first
@@ -75,7 +75,7 @@ def test_an_empty_queue_is_false() -> None:
 def test_whatever_happens_every_trial_is_handed_out_once(
     plan: Plan, events: list[tuple[float, bool]], seconds: float
 ) -> None:
-    queue, done = LeaseQueue(plan.trials, seconds), Counter[str]()
+    queue, done = LeaseQueue(map(Task.whole, plan.trials), seconds), Counter[str]()
     events = list(events)
     while queue:
         lease = queue.take()

@@ -61,6 +61,9 @@ class LightQueue:
     def __bool__(self) -> bool:
         return bool(self.waiting)
 
+    def refill(self) -> bool:
+        return False
+
     def take(self) -> LightLease:
         return self.waiting.popleft()
 
@@ -104,8 +107,8 @@ class LightWorker:
                 raise FloatingPointError("the device is lost")
             if what == "bug":
                 raise LookupError("a bug")
-        percents = {t.trial_id: 1.0 for t in lease.trials}
-        return SimpleNamespace(percents=percents, failures=(), rows=1, seconds=0.01, peak_memory=0)
+        gains = {t.trial_id: 1.0 for t in lease.trials}
+        return SimpleNamespace(gains=gains, failures=(), rows=1, seconds=0.01, peak_memory=0)
 
 
 @dataclass
@@ -153,7 +156,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
         settings = ClusterConfig(name="local", lease_timeout=timeout)
         pool = schedule._Pool(cast(LeaseQueue, queue), cast(RunnerSpec, None), settings, stop)
         for _, outcome in pool.outcomes():
-            found.done.update(outcome.percents)
+            found.done.update(outcome.gains)
             found.failures.extend(outcome.failures)
             at_each(stop)
         if not stop.is_set():

@@ -54,8 +54,8 @@ def test_two_workers_give_the_same_though_one_is_killed(
     killed: list[int] = []
     add = SweepProgress.add
 
-    def kill_one(self: SweepProgress, percents: dict[str, float], failed: int, rows: int) -> None:
-        add(self, percents, failed, rows)
+    def kill_one(self: SweepProgress, gains: dict[str, np.ndarray], done: int, failed: int, rows: int) -> None:
+        add(self, gains, done, failed, rows)
         if not killed:
             killed.append(workers()[0].pid)
             os.kill(killed[0], signal.SIGKILL)

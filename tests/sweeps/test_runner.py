@@ -51,7 +51,7 @@ def test_a_lease_is_measured_and_recorded(configure: Configure, subject: Subject
     lease = Lease.of(planned(config, subject).trials[:5])
     outcome = runner(config, subject, directory).run(lease)
     ids = {t.trial_id for t in lease.trials}
-    assert set(outcome.percents) == directory.recorded() == ids
+    assert set(outcome.gains) == directory.recorded() == ids
     assert outcome.failures == ()
     assert outcome.rows == 5 * (8 + 2 * 4) + 8 + 2 * 4
     measured = directory.measurements()
@@ -65,13 +65,15 @@ def test_a_lease_is_measured_and_recorded(configure: Configure, subject: Subject
     assert (baselines.nunique(axis=1) == 8).all(), "images differ"
 
 
-def test_percents_are_those_of_the_records(configure: Configure, subject: Subject, directory: RunDirectory) -> None:
+def test_gains_are_those_of_the_records(configure: Configure, subject: Subject, directory: RunDirectory) -> None:
     config = configure()
     outcome = runner(config, subject, directory).run(Lease.of(planned(config, subject).trials[:5]))
     rows = directory.measurements().query("metric == 'noise_mse'")
-    g = np.log(rows["ablated"] / rows["baseline"])
-    expected = (100 * np.expm1(g.groupby(rows["trial_id"]).mean())).to_dict()
-    assert outcome.percents == pytest.approx(expected, rel=1e-4)
+    for trial_id, part in rows.assign(g=np.log(rows["ablated"] / rows["baseline"])).groupby("trial_id"):
+        assert outcome.gains[str(trial_id)] == pytest.approx(
+            part.sort_values("unit")["g"].to_numpy(), rel=1e-4, abs=1e-6
+        )
+        assert outcome.gains[str(trial_id)].dtype == np.float32, "what the records hold, so that a resumed sweep agrees"
 
 
 def test_protocol_sample_measures_its_images(configure: Configure, subject: Subject, directory: RunDirectory) -> None:
@@ -126,7 +128,7 @@ def test_trials_that_fail_cost_the_others_of_their_lease_nothing(
     poison(monkeypatch)
     outcome = runner(config, subject, directory).run(lease)
     assert {f.trial_id for f in outcome.failures} == set(bad)
-    assert set(outcome.percents) == directory.recorded() == good
+    assert set(outcome.gains) == directory.recorded() == good
     for failure in outcome.failures:
         of_nan = bad[failure.trial_id] == NAN_HEAD
         assert failure.attempts == ATTEMPTS == 2

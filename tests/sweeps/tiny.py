@@ -21,6 +21,7 @@ from sweeps.records import RunDirectory
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS, HEADS, SIZE = 2, 4, 16
 PICTURES = 40
+PLAIN = ("stats=fixed", "sweep.controls=0")
 
 # The columns of architecture.md, in its order.
 TRIAL_COLUMNS = [
@@ -73,10 +74,11 @@ def save_pictures(folder: Path, count: int = PICTURES) -> Path:
 
 
 def composed(*overrides: str) -> Config:
-    """The configuration that a command line gives, in this process."""
+    """The configuration that a command line gives, in this process; without stopping and controls unless asked for."""
     register()
+    plain = [o for o in PLAIN if not any(given.startswith(o.partition("=")[0] + "=") for given in overrides)]
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-        return typed(compose("config", overrides=list(overrides)))
+        return typed(compose("config", overrides=[*plain, *overrides]))
 
 
 def command(*overrides: str) -> list[str]:

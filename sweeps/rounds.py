@@ -1,0 +1,195 @@
+"""Which images of which trials are measured next: all at once, or in rounds after which decided trials leave.
+
+Rounds are synchronous: decisions are taken when every running trial has the round's images, so they do not depend on
+how many workers there are or which was faster, and a resumed sweep takes the same ones from its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from circuits.statistics import SequentialResult, SequentialTrials, StoppingRule
+from sweeps.config import StatsConfig
+from sweeps.gains import Gains
+from sweeps.leases import Task
+from sweeps.plan import Trial
+
+GAINS = np.float32
+"""Precision of the values that decisions are taken on: what the records hold, so that a resumed sweep sees the same."""
+
+
+def stopping_rule(stats: StatsConfig, most_images: int) -> StoppingRule | None:
+    """The rule that was registered; None where every trial is measured on all of its images.
+
+    Args:
+        most_images: of any trial that the rule governs.
+    """
+    if stats.statistic == "none":
+        return None
+    return StoppingRule(
+        statistic=stats.statistic,  # type: ignore[arg-type]  # checked when the configuration was read
+        correction=stats.correction,  # type: ignore[arg-type]
+        n_max=most_images,
+        first=min(stats.first, most_images),
+        batch=stats.batch,
+        margin=float(np.log1p(stats.margin)),
+        alpha=stats.alpha,
+        futility=stats.futility,
+    )
+
+
+def governed(trials: pd.DataFrame) -> pd.Series:
+    """Which rows of trials.parquet a stopping rule governs: trials of the grid that look at the error of images."""
+    return (trials["protocol"] == "denoise") & (trials["phase"] == "grid")
+
+
+class Stopping:
+    """The state of the governed trials, round by round.
+
+    Args:
+        families, images: of each trial; at most so many images are measured.
+    """
+
+    def __init__(self, families: Sequence[str], images: Sequence[int], rule: StoppingRule) -> None:
+        self._rule = rule
+        self._state = SequentialTrials(len(images), rule, families, n_max=np.asarray(images))
+        self._dropped = np.zeros(len(images), dtype=bool)
+
+    def round(self) -> Iterator[tuple[int, range]]:
+        """The trials that go on, each with its next images; none when every trial is decided or has all its images."""
+        counts, most = self._state.n, self._state.n_max
+        for index in np.flatnonzero(self._state.active & ~self._dropped).tolist():
+            first = int(counts[index])
+            size = self._rule.first if first == 0 else self._rule.batch
+            yield index, range(first, min(first + size, int(most[index])))
+
+    def close(self, values: Mapping[int, np.ndarray]) -> None:
+        """Count the images of this round and decide. A trial of the round without values has failed, and drops out."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, units in self.round():
+            if index in values:
+                groups.setdefault((units.start, len(units)), []).append(index)
+            else:
+                self._dropped[index] = True
+        for (first, _), rows in groups.items():
+            self._state.update(rows, first, np.stack([values[row] for row in rows]))
+        self._state.decide()
+
+    def running(self) -> np.ndarray:
+        """Trials that want further images; not those that dropped out."""
+        return np.flatnonzero(self._state.active & ~self._dropped)
+
+    def result(self) -> SequentialResult:
+        return self._state.result()
+
+    @property
+    def dropped(self) -> np.ndarray:
+        return self._dropped.copy()
+
+
+def decide(families: Sequence[str], images: Sequence[int], g: np.ndarray, rule: StoppingRule) -> Stopping:
+    """Take every decision again, from the values ``[trials, units]`` (NaN where none was measured)."""
+    state = Stopping(families, images, rule)
+    there = ~np.isnan(g)
+    while planned := list(state.round()):
+        state.close({i: g[i, u.start : u.stop] for i, u in planned if there[i, u.start : u.stop].all()})
+    return state
+
+
+class Rounds:
+    """The tasks of a sweep, a round at a time, and which trials are done.
+
+    Args:
+        rule: None measures every trial whole, in one round.
+        known: values of the registered metric that are recorded already; recorded: ids of trials with any record.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], rule: StoppingRule | None, known: Gains | None, recorded: Collection[str]
+    ) -> None:
+        def is_governed(trial: Trial) -> bool:
+            return rule is not None and trial.protocol == "denoise" and trial.phase == "grid"
+
+        self._trials = [trial for trial in trials if is_governed(trial)]
+        whole = [trial for trial in trials if not is_governed(trial)]
+        self.done = {trial.trial_id for trial in whole if trial.trial_id in recorded}
+        self._taken: set[str] = set()
+        self._whole = [Task.whole(trial) for trial in whole if trial.trial_id not in recorded]
+        self._known = known
+        self._row = {} if known is None else {trial_id: row for row, trial_id in enumerate(known.trial_ids)}
+        self._values: dict[int, np.ndarray] = {}
+        self._index = {trial.trial_id: index for index, trial in enumerate(self._trials)}
+        self._stopping = None
+        if rule is not None and self._trials:
+            families = [family(trial.layer_index, trial.window_index) for trial in self._trials]
+            self._stopping = Stopping(families, [trial.images for trial in self._trials], rule)
+        self._pending = [*self._whole, *self._open()]
+
+    def tasks(self) -> list[Task]:
+        """What is to be measured first."""
+        return self._pending
+
+    def add(self, gains: Mapping[str, np.ndarray]) -> None:
+        """Values that came back, by trial; of trials that no rule governs, it only matters that they did."""
+        for trial_id, values in gains.items():
+            index = self._index.get(trial_id)
+            if index is None:
+                self.done.add(trial_id)
+            else:
+                self._values[index] = values.astype(GAINS)
+
+    def take_done(self) -> set[str]:
+        """Trials that are done and were not taken yet: at once where no rule governs them, else when a round closes."""
+        found = self.done - self._taken
+        self._taken |= found
+        return found
+
+    def following(self) -> Iterable[Task]:
+        """Close the round, and go on to the next one that is not recorded already."""
+        if self._stopping is None:
+            return ()
+        self._close()
+        return self._open()
+
+    def _open(self) -> list[Task]:
+        """Tasks of the first round that is not wholly recorded; rounds before it are taken from the records."""
+        if self._stopping is None:
+            return []
+        while planned := list(self._stopping.round()):
+            pending = [Task(self._trials[i], units) for i, units in planned if not self._recall(i, units)]
+            if pending:
+                return pending
+            self._close()
+        self._settle()
+        return []
+
+    def _recall(self, index: int, units: range) -> bool:
+        """Whether the records hold these images of a trial; if so they count."""
+        trial = self._trials[index]
+        row = self._row.get(trial.trial_id)
+        if self._known is None or row is None:
+            return False
+        values = self._known.g[row, trial.first_image + units.start : trial.first_image + units.stop]
+        if len(values) < len(units) or np.isnan(values).any():
+            return False
+        self._values[index] = values
+        return True
+
+    def _close(self) -> None:
+        assert self._stopping is not None
+        self._stopping.close(self._values)
+        self._values = {}
+        self._settle()
+
+    def _settle(self) -> None:
+        assert self._stopping is not None
+        going_on = set(self._stopping.running().tolist()) | set(np.flatnonzero(self._stopping.dropped).tolist())
+        self.done |= {trial.trial_id for i, trial in enumerate(self._trials) if i not in going_on}
+
+
+def family(layer_index: int, window_index: int) -> str:
+    """Trials corrected together: those of a layer in a window."""
+    return f"{layer_index}|{window_index}"
