@@ -1,10 +1,11 @@
 """How the statistics scale: aggregation of 100,000 trials from records on disk, and max-T against a loop over scipy.
 
-    python -m benchmarks.statistics [--json] [--trials 100000] [--images 256] [--cells 200]
+    python -m benchmarks.statistics [--json] [--trials 100000] [--images 256] [--cells 200] [--metrics 1]
+        [--statistic none|obf|sign|betting]
 
 Aggregation is `mode=aggregate` as users run it (effects, data-set contrasts, diagnostics), in a process of its own, on
-synthetic records of the registered metric in parts of 25 trials; its time is that of the call, its memory the peak of
-the whole process.
+synthetic records of the registered metric (or of more) in parts of 25 trials; its time is that of the call, its memory
+the peak of the whole process.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from scipy.stats import permutation_test
 
+from circuits.metrics import DENOISE_METRICS
 from circuits.seeds import numpy_generator
 from circuits.statistics import max_t_test
 from sweeps.aggregate import aggregate
+from sweeps.config import STATISTICS
 from sweeps.records import RunDirectory, measurement_table
 
 METRIC = "noise_mse"
@@ -35,24 +39,28 @@ PART = 25
 DRAWS = 9_999
 
 
-def write_synthetic_run(path: Path, trials: int, images: int) -> RunDirectory:
+def write_synthetic_run(
+    path: Path, trials: int, images: int, metrics: int = 1, statistic: str = "none"
+) -> RunDirectory:
     """A run directory with a plan and records, and no model behind it: 4 of 5 cells have no effect."""
     directory = RunDirectory(path)
     directory.create(directory.records)
-    directory.write_config({"stats": {"metric": METRIC, "alpha": 0.05, "margin": 0.05}})
+    directory.write_config({"stats": {"name": "benchmark", "metric": METRIC, "statistic": statistic}})
     table = pd.DataFrame([_row(i, *cell) for i, cell in enumerate(islice(_cells(), trials))])
     if len(table) < trials:
         raise ValueError(f"at most {len(table)} trials, got {trials}")
-    directory.write_frame(directory.trials, table)
+    directory.write_frame(directory.trials, table.assign(phase="grid", images=images))
     rng = numpy_generator(0, "benchmark records")
     baseline = {name: rng.lognormal(-3, 0.5, images) for name in DATA_SETS}
     for start in range(0, trials, PART):
         rows = table.iloc[start : start + PART]
         means = 0.1 * (rng.random(len(rows)) < 0.2)
-        g = rng.normal(means[:, None], 0.2, (len(rows), images))
         before = baseline[rows["dataset"].iloc[0]]
-        measured = measurement_table(rows["trial_id"].tolist(), METRIC, before, before * np.exp(g))
-        directory.write_part(f"{start:08d}", measured)
+        measured = []
+        for metric in (METRIC, *(name for name in DENOISE_METRICS if name != METRIC))[:metrics]:
+            g = rng.normal(means[:, None], 0.2, (len(rows), images))
+            measured.append(measurement_table(rows["trial_id"].tolist(), metric, before, before * np.exp(g)))
+        directory.write_part(f"{start:08d}", pa.concat_tables(measured))
     return directory
 
 
@@ -79,10 +87,10 @@ def measure_aggregation(path: Path) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "rss_mb": round(peak / 1e6)}
 
 
-def aggregation(trials: int, images: int) -> dict[str, float]:
+def aggregation(trials: int, images: int, metrics: int = 1, statistic: str = "none") -> dict[str, float]:
     """As `measure_aggregation`, in a fresh process on records written for the purpose."""
     with tempfile.TemporaryDirectory() as folder:
-        directory = write_synthetic_run(Path(folder) / "run", trials, images)
+        directory = write_synthetic_run(Path(folder) / "run", trials, images, metrics, statistic)
         command = [sys.executable, "-m", "benchmarks.statistics", "--aggregate", str(directory.path)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
@@ -122,12 +130,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--cells", type=int, default=200, help="of the comparison with scipy")
+    parser.add_argument("--metrics", type=int, default=1, help="recorded, the registered one included")
+    parser.add_argument("--statistic", default="none", choices=STATISTICS, help="the stopping rule")
     parser.add_argument("--aggregate", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.aggregate:
         print(json.dumps(measure_aggregation(chosen.aggregate)))
         return
-    measured = aggregation(chosen.trials, chosen.images)
+    measured = aggregation(chosen.trials, chosen.images, chosen.metrics, chosen.statistic)
     result = {
         "aggregate_100k_s": measured["seconds"],
         "aggregate_100k_rss_mb": measured["rss_mb"],

@@ -20,13 +20,13 @@ from circuits.statistics import (
     signflip_test,
     verdicts,
 )
-from sweeps.config import StatsConfig
+from sweeps.config import StatsConfig, as_list
 from sweeps.contrasts import contrasts, permutations_for
 from sweeps.controls import control_contrasts, noise_floor
 from sweeps.diagnostics import diagnostics
 from sweeps.gains import Gains, read_gains
 from sweeps.records import RunDirectory, RunDirectoryError
-from sweeps.rounds import governed, stopping_rule
+from sweeps.rounds import family_labels, governed, stopping_rule
 from sweeps.sequential import sequential_effects
 
 EFFECT_COLUMNS = [
@@ -45,6 +45,7 @@ class Registered:
     alpha: float
     margin: float
     rule: StoppingRule | None = None
+    families: tuple[str, ...] = ("layer", "window")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def registered_in(directory: RunDirectory, trials: pd.DataFrame) -> Registered:
     if stats.statistic != "none" and {"images", "phase"} <= set(trials.columns):
         most = trials.loc[governed(trials), "images"].max()
         rule = stopping_rule(stats, int(most)) if most >= 2 else None
-    return Registered(stats.metric, stats.alpha, stats.margin, rule)
+    families = tuple(as_list(stats.families, "stats.families"))
+    return Registered(stats.metric, stats.alpha, stats.margin, rule, families)
 
 
 def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
@@ -98,14 +100,16 @@ def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered
     """
     place = trials.set_index("trial_id")
     phase = phases(trials).set_axis(place.index)
-    family = place["layer_index"].astype(str) + "|" + place["window_index"].astype(str)
+    family = pd.Series(family_labels(trials, registered.families), index=place.index)
     family = family.where(phase != "confirm", "confirm")
     whole = phase != "control"
     tables: list[pd.DataFrame] = []
     if registered.rule is not None:
         whole &= ~governed(trials).set_axis(place.index)
         errors = {name: measured for name, measured in gain_table.items() if name in DENOISE_METRICS}
-        tables += sequential_effects(trials[governed(trials)], errors, registered.metric, registered.rule)
+        tables += sequential_effects(
+            trials[governed(trials)], errors, registered.metric, registered.rule, registered.families
+        )
     for metric, measured in gain_table.items():
         estimates = _estimates(measured, float(np.log1p(registered.margin)), whole)
         for name, part in estimates.groupby(phase.loc[estimates.index], sort=False):

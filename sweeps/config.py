@@ -27,6 +27,7 @@ LEVELS = ("head", "layer")
 METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each protocol tests
 CORRECTIONS = {"obf": ("hierarchical", "bh", "by"), "sign": ("by", "e-bh"), "betting": ("by", "e-bh")}
 STATISTICS = ("none", *CORRECTIONS)
+FAMILIES = {"layer": "layer_index", "window": "window_index", "mode": "mode", "dataset": "dataset"}  # trial columns
 _NEEDS = {
     "sweep.images": "a number of images",
     "data.root": "a folder of images",
@@ -129,6 +130,7 @@ class StatsConfig:
     metric: str = "noise_mse"  # the registered primary metric
     alpha: float = 0.05
     margin: float = 0.05  # effects within this share of 1 are negligible; fixed before the run
+    families: Any = field(default_factory=lambda: ["layer", "window"])  # trials alike in these are corrected together
     statistic: str = "none"  # none: all images; obf, sign, betting: a trial ends when its verdict is certain
     correction: str | None = None  # of the stopping rule's p-values: hierarchical, bh, by, e-bh; null: its default
     n_max: int = 64  # images of a trial where sweep.images does not say; a data set with fewer gives all it has
@@ -352,6 +354,8 @@ def _check(config: Config) -> None:
 
 def _check_stopping(stats: StatsConfig) -> None:
     one_of("stats.statistic", stats.statistic, STATISTICS)
+    for axis in as_list(stats.families, "stats.families"):
+        one_of("stats.families", axis, FAMILIES)
     if stats.correction is not None and stats.statistic != "none":
         one_of("stats.correction", stats.correction, CORRECTIONS[stats.statistic])
     if stats.futility is not None and not 0 < stats.futility < 1:

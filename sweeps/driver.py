@@ -20,7 +20,7 @@ from sweeps import schedule
 from sweeps.adaptive import recall, run_search
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
-from sweeps.config import Config, ConfigError, as_plain, source_specs
+from sweeps.config import Config, ConfigError, as_list, as_plain, source_specs
 from sweeps.follower import Follower
 from sweeps.gains import read_gains
 from sweeps.leases import Lease, LeaseQueue
@@ -141,7 +141,8 @@ def rounds_of(config: Config, plan: Plan, directory: RunDirectory) -> Rounds:
     if rule is not None:
         metric = config.stats.metric
         known = read_gains(directory, [t.trial_id for t in governed], [metric]).get(metric)
-    return Rounds(plan.trials, rule, known, directory.recorded())
+    families = as_list(config.stats.families, "stats.families")
+    return Rounds(plan.trials, rule, known, directory.recorded(), families)
 
 
 def follow(rounds: Rounds, follower: Follower) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from circuits.statistics import SequentialResult, SequentialTrials, StoppingRule
-from sweeps.config import StatsConfig
+from sweeps.config import FAMILIES, StatsConfig
 from sweeps.gains import Gains
 from sweeps.leases import Task
 from sweeps.plan import Trial
@@ -105,10 +105,16 @@ class Rounds:
     Args:
         rule: None measures every trial whole, in one round.
         known: values of the registered metric that are recorded already; recorded: ids of trials with any record.
+        families: axes in which trials that are corrected together are alike.
     """
 
     def __init__(
-        self, trials: Sequence[Trial], rule: StoppingRule | None, known: Gains | None, recorded: Collection[str]
+        self,
+        trials: Sequence[Trial],
+        rule: StoppingRule | None,
+        known: Gains | None,
+        recorded: Collection[str],
+        families: Sequence[str] = ("layer", "window"),
     ) -> None:
         def is_governed(trial: Trial) -> bool:
             return rule is not None and trial.protocol == "denoise" and trial.phase == "grid"
@@ -124,8 +130,8 @@ class Rounds:
         self._index = {trial.trial_id: index for index, trial in enumerate(self._trials)}
         self._stopping = None
         if rule is not None and self._trials:
-            families = [family(trial.layer_index, trial.window_index) for trial in self._trials]
-            self._stopping = Stopping(families, [trial.images for trial in self._trials], rule)
+            labels = family_labels(pd.DataFrame([trial.row() for trial in self._trials]), families)
+            self._stopping = Stopping(labels, [trial.images for trial in self._trials], rule)
         self._pending = [*self._whole, *self._open()]
 
     def tasks(self) -> list[Task]:
@@ -190,6 +196,7 @@ class Rounds:
         self.done |= {trial.trial_id for i, trial in enumerate(self._trials) if i not in going_on}
 
 
-def family(layer_index: int, window_index: int) -> str:
-    """Trials corrected together: those of a layer in a window."""
-    return f"{layer_index}|{window_index}"
+def family_labels(trials: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """The family of each row of trials.parquet: trials that are alike in the registered ``axes``."""
+    columns = [trials[FAMILIES[axis]] for axis in axes]
+    return ["|".join(map(str, place)) for place in zip(*columns, strict=True)] if columns else [""] * len(trials)

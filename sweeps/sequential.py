@@ -21,22 +21,23 @@ from circuits.statistics import (
     repeated_intervals,
 )
 from sweeps.gains import Gains
-from sweeps.rounds import decide, family
+from sweeps.rounds import decide, family_labels
 
 _FEWEST = 2
 
 
 def sequential_effects(
-    trials: pd.DataFrame, gain_table: Mapping[str, Gains], metric: str, rule: StoppingRule
+    trials: pd.DataFrame, gain_table: Mapping[str, Gains], metric: str, rule: StoppingRule, axes: Sequence[str]
 ) -> Iterator[pd.DataFrame]:
     """Rows of effects.parquet, metric by metric, for the governed ``trials`` (rows of trials.parquet).
 
-    The registered ``metric`` decides. The others are described on the images that it took: their p-values are the
-    rule's too, which are valid whatever ended a trial, and they stop nothing.
+    The registered ``metric`` decides, corrected within families of trials alike in ``axes``. The others are described
+    on the images that it took: their p-values are the rule's too, which are valid whatever ended a trial, and they stop
+    nothing.
     """
     ids = trials["trial_id"].tolist()
     images = trials["images"].to_numpy(dtype=np.int64)
-    families = [family(*place) for place in zip(trials["layer_index"], trials["window_index"], strict=True)]
+    families = family_labels(trials, axes)
     primary = _values(gain_table.get(metric), ids, int(images.max()))
     decided = decide(families, images.tolist(), primary, rule).result()
     yield _table(ids, metric, primary, images, decided, rule)

@@ -114,6 +114,15 @@ def print_summary(
     verdicts = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("degraded", "improved", "negligible", "inconclusive"))
     missing = f"; {found.missing} trials have no measurements" if found.missing else ""
     console.print(f"{len(primary)} trials by {metric}: {verdicts}{missing}", highlight=False)
+    stopped = int(primary["stopped"].notna().sum())
+    if stopped:
+        most = primary.merge(plan.frame()[["trial_id", "images"]], on="trial_id")["images"].sum()
+        used = primary["n"].sum()
+        console.print(
+            f"{stopped} trials ended early, their verdict being certain: {used:,} of {most:,} images "
+            f"({100 * used / most:.0f}%) were measured",
+            highlight=False,
+        )
     if len(searched):
         print_confirmed(console, confirmed_sets(plan, found.effects, metric), len(searched), directory)
     heads = strongest_heads(plan, found.effects, metric)

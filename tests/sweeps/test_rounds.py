@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from circuits.statistics import SequentialTrials, StoppingRule
@@ -13,7 +14,7 @@ from sweeps.config import StatsConfig
 from sweeps.gains import Gains
 from sweeps.leases import LeaseQueue, Task
 from sweeps.plan import Trial, make_plan
-from sweeps.rounds import Rounds, decide, family, stopping_rule
+from sweeps.rounds import Rounds, decide, family_labels, stopping_rule
 from tests.sweeps.fake_subject import fake_subject
 from tests.sweeps.tiny import composed
 
@@ -43,6 +44,10 @@ def g(trials: tuple[Trial, ...]) -> np.ndarray:
     means = np.resize([0.0, 0.3, 0.06, 0.04, 1.0], len(trials))
     sds = np.resize([0.02, 0.3, 0.1, 0.12, 0.3], len(trials))
     return (means[:, None] + sds[:, None] * rng.standard_normal((len(trials), IMAGES))).astype(np.float32)
+
+
+def labels(trials: Iterable[Trial]) -> list[str]:
+    return family_labels(pd.DataFrame([trial.row() for trial in trials]), ["layer", "window"])
 
 
 def row_of(trials: Iterable[Trial]) -> dict[str, int]:
@@ -87,7 +92,7 @@ def counts(tasks: Iterable[Task]) -> dict[str, int]:
 
 def test_trials_leave_when_they_are_decided(trials: tuple[Trial, ...], g: np.ndarray, rule: StoppingRule) -> None:
     """Against the stopping rule itself, fed by hand."""
-    state = SequentialTrials(len(trials), rule, [family(t.layer_index, t.window_index) for t in trials])
+    state = SequentialTrials(len(trials), rule, labels(trials))
     for start in range(0, IMAGES, 16):
         rows = np.flatnonzero(state.active)
         if rows.size:
@@ -100,7 +105,7 @@ def test_trials_leave_when_they_are_decided(trials: tuple[Trial, ...], g: np.nda
     assert len(set(expected.n)) == 4, "trials end at every look"
     assert rounds.done == {t.trial_id for t in trials}
     assert all(len(task.units) == 16 for task in measured)
-    again = decide([family(t.layer_index, t.window_index) for t in trials], [IMAGES] * len(trials), g, rule).result()
+    again = decide(labels(trials), [IMAGES] * len(trials), g, rule).result()
     for name in ("n", "verdict", "stopped", "p_degraded", "q_degraded"):
         assert (getattr(again, name) == getattr(expected, name)).all(), name
 
@@ -145,7 +150,7 @@ def test_a_failed_trial_drops_out_and_the_others_go_on(
 def test_images_beyond_a_decision_do_not_change_it(
     trials: tuple[Trial, ...], g: np.ndarray, rule: StoppingRule
 ) -> None:
-    families = [family(t.layer_index, t.window_index) for t in trials]
+    families = labels(trials)
     found = decide(families, [IMAGES] * len(trials), g, rule).result()
     turned = g.copy()
     for row in np.flatnonzero(found.stopped == "decided"):
@@ -189,3 +194,10 @@ def test_the_rule_is_what_was_registered() -> None:
     )
     assert stopping_rule(StatsConfig("s", statistic="obf"), 10).first == 10  # type: ignore[union-attr]
     assert stopping_rule(StatsConfig("s"), 40) is None
+
+
+def test_families_are_the_axes_that_were_registered() -> None:
+    trials = pd.DataFrame({"layer_index": [0, 0, 1], "window_index": [2, 3, 3], "mode": list("aba"), "dataset": "d"})
+    assert family_labels(trials, ["layer", "window"]) == ["0|2", "0|3", "1|3"]
+    assert family_labels(trials, ["mode"]) == ["a", "b", "a"]
+    assert family_labels(trials, []) == ["", "", ""]

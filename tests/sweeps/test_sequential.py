@@ -143,7 +143,14 @@ def test_an_interrupted_sequential_sweep_ends_with_the_same_effects(
 
 def test_the_plan_is_registered_with_its_rule(configure: Callable[..., Config], subject: Subject) -> None:
     plain = planned(configure(*SEQUENTIAL), subject)
-    for change in ("stats.first=9", "stats.batch=4", "stats.statistic=sign", "stats.futility=0.1", "stats.margin=0.1"):
+    for change in (
+        "stats.first=9",
+        "stats.batch=4",
+        "stats.statistic=sign",
+        "stats.futility=0.1",
+        "stats.margin=0.1",
+        "stats.families=[mode]",
+    ):
         other = planned(configure(*SEQUENTIAL, change), subject)
         assert other.digest != plain.digest
         assert [t.trial_id for t in other.trials] == [t.trial_id for t in plain.trials]
