@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from circuits.naming import nearest
-from sweeps.config import ConfigError, config_folder, nearest_key, register, typed
+from sweeps.config import ConfigError, config_folder, nearest_key, register, schema_keys, typed
 
 GAVE_OUT, BAD_INPUT, FAILED_TRIALS, INTERRUPTED = 1, 2, 3, 130
 _EXPECTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
@@ -131,6 +131,8 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)' does not exist", text)
     if unknown:
         key = unknown[1] or unknown[2]
+        if unknown[2] in schema_keys():  # Hydra cannot delete what has no value
+            return f"~{key}: cannot be used; {key} has no value to take away"
         return f"unknown key {key!r}" + ("" if key.startswith("hydra.") else nearest_key(key))
     key = getattr(cause, "full_key", None) if isinstance(cause, OmegaConfBaseException) else None
     value_type = re.match(r"Value (.*) of type '.*' could not be converted to (\w+)", line)

@@ -20,16 +20,15 @@ from sweeps import schedule
 from sweeps.adaptive import recall, run_search
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
-from sweeps.config import Config, ConfigError, as_list, as_plain, source_specs
+from sweeps.config import Config, ConfigError, as_plain, source_specs
 from sweeps.follower import Follower
-from sweeps.gains import read_gains
 from sweeps.leases import Lease, LeaseQueue
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
 from sweeps.progress import SweepProgress, say
 from sweeps.provenance import device_name, git_commit, now, shell_command, versions
 from sweeps.records import Failure, RunDirectory, RunDirectoryError, RunLock
 from sweeps.report import write_report
-from sweeps.rounds import Rounds, stopping_rule
+from sweeps.rounds import Rounds, resumed_rounds
 from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec, load_subject
 from sweeps.summary import print_plan, print_search_plan, print_summary
 from sweeps.tracking import TrackerSettings, track_from_records
@@ -91,7 +90,7 @@ def measure(
     follower: Follower,
 ) -> int:
     """Run every trial of the plan that is not recorded; returns the exit code."""
-    rounds = rounds_of(config, plan, directory)
+    rounds = resumed_rounds(config, plan, directory)
     follow(rounds, follower)
     if rounds.done:
         say(console, f"{len(rounds.done)} of {len(plan)} trials are recorded already")
@@ -131,18 +130,6 @@ def measure(
     if interrupted:
         return INTERRUPTED
     return OK if len(rounds.done) == len(plan) else FAILED_TRIALS
-
-
-def rounds_of(config: Config, plan: Plan, directory: RunDirectory) -> Rounds:
-    """What is left to measure, given the records."""
-    governed = [t for t in plan.trials if t.protocol == "denoise" and t.phase == "grid"]
-    rule = stopping_rule(config.stats, max((t.images for t in governed), default=2))
-    known = None
-    if rule is not None:
-        metric = config.stats.metric
-        known = read_gains(directory, [t.trial_id for t in governed], [metric]).get(metric)
-    families = as_list(config.stats.families, "stats.families")
-    return Rounds(plan.trials, rule, known, directory.recorded(), families)
 
 
 def follow(rounds: Rounds, follower: Follower) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from circuits.statistics import SequentialResult, SequentialTrials, StoppingRule
-from sweeps.config import FAMILIES, StatsConfig
-from sweeps.gains import Gains
+from sweeps.config import FAMILIES, Config, StatsConfig, as_list
+from sweeps.gains import Gains, read_gains
 from sweeps.leases import Task
-from sweeps.plan import Trial
+from sweeps.plan import Plan, Trial
+from sweeps.records import RunDirectory
 
 GAINS = np.float32
 """Precision of the values that decisions are taken on: what the records hold, so that a resumed sweep sees the same."""
@@ -194,6 +195,18 @@ class Rounds:
         assert self._stopping is not None
         going_on = set(self._stopping.running().tolist()) | set(np.flatnonzero(self._stopping.dropped).tolist())
         self.done |= {trial.trial_id for i, trial in enumerate(self._trials) if i not in going_on}
+
+
+def resumed_rounds(config: Config, plan: Plan, directory: RunDirectory) -> Rounds:
+    """What is left to measure of a plan, given the records."""
+    metric = config.stats.metric
+    trials = [trial for trial in plan.trials if trial.protocol == "denoise" and trial.phase == "grid"]
+    rule = stopping_rule(config.stats, max((trial.images for trial in trials), default=2))
+    known = None
+    if rule is not None:
+        known = read_gains(directory, [trial.trial_id for trial in trials], [metric]).get(metric)
+    families = as_list(config.stats.families, "stats.families")
+    return Rounds(plan.trials, rule, known, directory.recorded(), families)
 
 
 def family_labels(trials: pd.DataFrame, axes: Sequence[str]) -> list[str]:

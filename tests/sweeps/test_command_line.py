@@ -220,7 +220,7 @@ REFUSED = [
     (["sweep.windows=[[700,600]]"], "sweep.windows: [700, 600] holds no sampler step; the nearest is t=749"),
     (["sweep.steps=1001"], "sweep.steps: the model has 1000 timesteps; expected 1 to 1000, got 1001"),
     (["sweep=search", "sweep.steps=1001"], "sweep.steps: the model has 1000 timesteps; expected 1 to 1000, got 1001"),
-    (["sweep.images=41"], "sweep.images=41, but data set 'natural' has 40 images; ask for at most 40"),
+    (["sweep.images=41"], "sweep.images=41, but data set 'natural' has 40 images to measure; ask for at most 40"),
     (
         ["sweep.images=3", "sweep.modes=[resample]"],
         "sweep.images: resample needs 2 images a sampler step of a window, 4",
