@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -20,7 +21,8 @@ from tests.sweeps.tiny import assert_same_effects, composed, duplicated_trials, 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
 
 Configure = Callable[..., Config]
-MODES = "sweep.modes=[zero,mean,resample]"
+# Sequential: rounds of images, so that decisions must not depend on which worker came first.
+GRID = ("sweep.modes=[zero,mean,resample]", "stats=sequential", "stats.first=4", "stats.batch=2")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def inline(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run
     root = tmp_path_factory.mktemp("inline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(composed(*settings, f"run.root={root}", MODES)) == 0
+        assert execute(composed(*settings, f"run.root={root}", *GRID)) == 0
     return only_run(root)
 
 
@@ -39,7 +41,7 @@ def workers() -> list[psutil.Process]:
 def test_one_worker_gives_the_numbers_of_this_process(
     configure: Configure, inline: RunDirectory, tmp_path: Path
 ) -> None:
-    assert execute(configure(MODES, "cluster=local", "cluster.workers=1", "cluster.lease_seconds=0.5")) == 0
+    assert execute(configure(*GRID, "cluster=local", "cluster.workers=1", "cluster.lease_seconds=0.5")) == 0
     found = only_run(tmp_path / "runs")
     assert found.path.name == inline.path.name
     assert duplicated_trials(found) == 0
@@ -61,7 +63,7 @@ def test_two_workers_give_the_same_though_one_is_killed(
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(SweepProgress, "add", kill_one)
-    config = configure(MODES, "cluster=local", "cluster.workers=2", "cluster.lease_seconds=0.05")
+    config = configure(*GRID, "cluster=local", "cluster.workers=2", "cluster.lease_seconds=0.05")
     assert execute(config) == 0
     found = only_run(tmp_path / "runs")
     assert killed
@@ -78,4 +80,4 @@ def test_ray_is_not_started_when_all_is_recorded(
 
     monkeypatch.setattr(schedule, "connect", never)
     where = (f"run.root={inline.path.parent}", f"run.name={inline.path.name}")
-    assert execute(configure(MODES, "cluster=local", *where)) == 0
+    assert execute(configure(*GRID, "cluster=local", *where)) == 0
