@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +32,8 @@ class Batches:
     def run(self, items: Sequence[Item], forward: Callable[[list[Item]], Result], forwards: int = 1) -> list[Result]:
         """``forward`` of consecutive pieces of ``items``, in order; one that runs out of memory is repeated in halves.
 
+        Pieces are as equal as can be, since a small last one would cost almost as much as a full one.
+
         Args:
             forward: must not keep anything of a piece but what it returns, or a repeated piece would count twice.
             forwards: times each row goes through the network in one call.
@@ -41,7 +44,8 @@ class Batches:
         results: list[Result] = []
         start = 0
         while start < len(items):
-            piece = list(items[start : start + self.rows])
+            left = len(items) - start
+            piece = list(items[start : start + math.ceil(left / math.ceil(left / self.rows))])
             try:
                 results.append(forward(piece))
             except torch.OutOfMemoryError:

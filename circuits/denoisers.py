@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, ModelMixin
-from diffusers.utils import logging as diffusers_logging
+from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 
-from circuits.naming import nearest, nearest_folder
+from circuits.checkpoints import (
+    ModelError,
+    first_line,
+    load_codec,
+    load_network,
+    load_scheduler,
+    network_folder,
+    quiet,
+    resolve,
+    revision,
+    scheduler_file,
+)
+from circuits.conditioning import Conditioning, NetworkInput, inputs_of, predict, signature_of
+from circuits.flow import FlowSampler, flow_sampler, flow_sigmas
+from circuits.latents import ImageCodec
+from circuits.naming import nearest
 
 Images = Float[torch.Tensor, "n c h w"]
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelError(ValueError):
-    """A checkpoint that cannot be used; the message is one line for the user."""
+# Of networks that come without their autoencoder: all of those known here were trained on latents of 8 x 8 pixels.
+_PIXELS_OF_A_LATENT = 8
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network said, in the model's own target and as noise and clean image, each ``[n, c, h, w]`` float32."""
+    """What the network said, in the model's own target and as noise and clean image, float32, shaped like ``x_t``."""
 
     target: torch.Tensor
     noise: torch.Tensor
@@ -39,17 +45,20 @@ class Prediction:
 
 @dataclass
 class Denoiser:
-    """A pixel-space diffusion model ready for interventions; images are in [-1, 1].
+    """A diffusion model ready for interventions; "images" are pixels in [-1, 1], or the latents of a latent model.
 
     Attributes:
         name: in tables.
-        network: in eval mode, gradients off; called as ``network(x_t, timestep=t[, class_labels=y]).sample``.
-        scheduler: the checkpoint's own, variance-preserving noise levels (``alphas_cumprod``) and sampler settings.
-        prediction_type: the training target of the network.
-        channels: of the images it takes, 1 (gray) or 3 (rgb).
-        size: height and width of the images in pixels.
-        classes: number of class labels it is conditioned on; 0 if unconditional.
+        network: in eval mode, gradients off; called as its entry in ``circuits.conditioning`` says.
+        scheduler: the checkpoint's own noise levels (``alphas_cumprod``, or flow matching) and sampler settings.
+        prediction_type: the training target of the network; ``flow`` is the velocity eps - x_0.
+        channels: of the images it takes; 1 (gray) or 3 (rgb) for pixels.
+        size: height of the images, in pixels of a model of pixels and in latent pixels of a latent model.
+        classes: number of class labels it is conditioned on; 0 if unconditional or conditioned on text.
         revision: hash of weights and configs; part of every trial's id.
+        codec: the autoencoder of a latent model, where it came with one.
+        folder: where it was loaded from.
+        sample_shape: of one row of ``x_t``; ``(channels, size, size)`` unless it is a video.
     """
 
     name: str
@@ -61,10 +70,18 @@ class Denoiser:
     classes: int
     revision: str
     device: torch.device
+    codec: ImageCodec | None = None
+    sample_shape: tuple[int, ...] = ()
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
-        self._takes_labels = "class_labels" in inspect.signature(self.network.forward).parameters
-        self.alphas_cumprod: torch.Tensor = self.scheduler.alphas_cumprod.to(torch.float64)
+        self.sample_shape = self.sample_shape or (self.channels, self.size, self.size)
+        if self.prediction_type == "flow":
+            sigmas = flow_sigmas(self.scheduler.config.num_train_timesteps)
+            self._signal, self._noise = 1 - sigmas, sigmas
+        else:
+            self.alphas_cumprod: torch.Tensor = self.scheduler.alphas_cumprod.to(torch.float64)
+            self._signal, self._noise = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
 
     @property
     def parameters(self) -> int:
@@ -74,17 +91,34 @@ class Denoiser:
     @property
     def train_timesteps(self) -> int:
         """Number of noise levels; timesteps run from 0 (least noise) to this minus 1."""
-        return len(self.alphas_cumprod)
+        return len(self._signal)
+
+    @property
+    def pixels(self) -> int:
+        """Image pixels that a pixel of ``x_t`` stands for, along each side; 1 for a model of pixels."""
+        if self.codec is not None:
+            return self.codec.pixels
+        return 1 if self.channels in (1, 3) else _PIXELS_OF_A_LATENT
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images behind ``x_t``: its own, or those that the autoencoder takes."""
+        channels = self.channels if self.pixels == 1 else 3
+        return channels, self.sample_shape[-2] * self.pixels, self.sample_shape[-1] * self.pixels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return next(self.network.parameters()).dtype
 
     def signal_and_noise(
         self, t: Int[torch.Tensor, " n"]
     ) -> tuple[Float[torch.Tensor, "n 1 1 1"], Float[torch.Tensor, "n 1 1 1"]]:
         """``alpha_t`` and ``sigma_t`` of x_t = alpha_t x_0 + sigma_t eps, float32, on the device."""
-        bar = self.alphas_cumprod[t.cpu()]
-        shape = (-1, 1, 1, 1)
+        shape = (-1, *(1 for _ in self.sample_shape))
         return (
-            bar.sqrt().float().view(shape).to(self.device),
-            (1 - bar).sqrt().float().view(shape).to(self.device),
+            self._signal[t.cpu()].float().view(shape).to(self.device),
+            self._noise[t.cpu()].float().view(shape).to(self.device),
         )
 
     def add_noise(self, images: Images, noise: Images, t: Int[torch.Tensor, " n"]) -> Images:
@@ -93,22 +127,34 @@ class Denoiser:
         return alpha * images.to(self.device) + sigma * noise.to(self.device)
 
     @torch.no_grad()
-    def __call__(self, x_t: Images, t: Int[torch.Tensor, " n"], labels: Int[torch.Tensor, " n"] | None) -> Prediction:
-        """Predict for rows that may differ in timestep and label; an unconditional model ignores ``labels``.
+    def __call__(
+        self, x_t: Images, t: Int[torch.Tensor, " n"], labels: Int[torch.Tensor, " n"] | Conditioning | None
+    ) -> Prediction:
+        """Predict for rows that may differ in timestep and conditioning.
+
+        Args:
+            labels: class labels, or all that the network is conditioned on; an unconditional model ignores labels.
 
         Raises:
-            ValueError: the model is class-conditional and there are no labels.
+            ValueError: the model is conditioned on something that it is not given.
         """
-        conditioning: dict[str, torch.Tensor] = {}
-        if self._takes_labels and self.classes:
-            if labels is None:
-                raise ValueError(f"{self.name} is conditioned on {self.classes} classes; expected labels, got None")
-            conditioning["class_labels"] = labels.to(self.device)
-        dtype = next(self.network.parameters()).dtype
-        output = self.network(x_t.to(self.device, dtype), timestep=t.to(self.device), **conditioning).sample.float()
-        # DiT checkpoints with a learned variance return it in the second half of the channels.
-        output = output[:, : self.channels]
+        conditioning = self._conditioning(labels)
+        # Flow models count their noise levels from 1: a network is told s T, which is t + 1.
+        told = t.to(self.device) + 1 if self.prediction_type == "flow" else t.to(self.device)
+        given = conditioning.to(self.device, self.dtype).tensors
+        output = predict(NetworkInput(self.network, x_t.to(self.device, self.dtype), told, given, self.pixels)).float()
+        # Checkpoints with a learned variance return it in the second half of the channels.
+        output = output.narrow(-3, 0, self.channels)
         return self.as_prediction(output, x_t.to(self.device).float(), t)
+
+    def _conditioning(self, labels: torch.Tensor | Conditioning | None) -> Conditioning:
+        if isinstance(labels, Conditioning):
+            return labels
+        if not self.classes:
+            return Conditioning({})
+        if labels is None:
+            raise ValueError(f"{self.name} is conditioned on {self.classes} classes; expected labels, got None")
+        return Conditioning({"class_labels": labels})
 
     def as_prediction(self, output: Images, x_t: Images, t: Int[torch.Tensor, " n"]) -> Prediction:
         """Read the network's output at ``x_t`` as noise and clean image (Salimans & Ho, arXiv 2202.00512, app. D)."""
@@ -117,6 +163,8 @@ class Denoiser:
             return Prediction(output, output, (x_t - sigma * output) / alpha)
         if self.prediction_type == "sample":
             return Prediction(output, (x_t - alpha * output) / sigma, output)
+        if self.prediction_type == "flow":
+            return Prediction(output, x_t + alpha * output, x_t - sigma * output)
         return Prediction(output, alpha * output + sigma * x_t, alpha * x_t - sigma * output)
 
     def noise_error(
@@ -124,7 +172,9 @@ class Denoiser:
     ) -> Float[torch.Tensor, "n c h w"]:
         """Error of the noise prediction, computed from the error of the network's own target.
 
-        The two are proportional, and near pure noise (alpha ~ 1e-5) a difference of noises would be rounding only.
+        The two are proportional, and near pure noise (alpha ~ 1e-5) a difference of noises would be rounding only. Of a
+        flow model it is the error of the velocity itself: at pure noise (alpha = 0) the noise is known whatever the
+        network says. Latent models are judged in the space of their latents.
         """
         alpha, sigma = self.signal_and_noise(t)
         x0, noise = x0.to(self.device), noise.to(self.device)
@@ -132,16 +182,24 @@ class Denoiser:
             return prediction.target - noise
         if self.prediction_type == "sample":
             return (x0 - prediction.target) * (alpha / sigma)
+        if self.prediction_type == "flow":
+            return prediction.target - (noise - x0)
         return (prediction.target - (alpha * noise - sigma * x0)) * alpha
 
-    def sampler(self, steps: int) -> DDIMScheduler:
+    def sampler(self, steps: int) -> DDIMScheduler | FlowSampler:
         """Deterministic DDIM over the model's noise levels, "trailing" steps, so that it begins at pure noise.
+
+        A flow model takes Euler steps over the noise levels of its own scheduler.
 
         Raises:
             ValueError: ``steps`` is not between 1 and the number of noise levels.
         """
         if not 1 <= steps <= self.train_timesteps:
             raise ValueError(f"a sampler has 1 to {self.train_timesteps} steps, got {steps}")
+        if self.prediction_type == "flow":
+            patch = 2 if signature_of(self.network).packed else 1
+            height, width = (side // patch for side in self.sample_shape[-2:])
+            return flow_sampler(self.scheduler, steps, height * width)
         clipping = (
             "clip_sample",
             "clip_sample_range",
@@ -164,184 +222,82 @@ class Denoiser:
 
 
 def load_denoiser(
-    path: str | Path, *, name: str | None = None, device: str = "cpu", dtype: str = "float32"
+    path: str | Path, *, name: str | None = None, device: str = "cpu", dtype: str = "float32", size: int | None = None
 ) -> Denoiser:
-    """Load any diffusers folder or hub id that holds a pixel-space denoiser, from safetensors only.
+    """Load any diffusers folder or hub id that holds a denoiser, from safetensors only.
 
     Args:
         path: a pipeline folder (``model_index.json``), a bare model folder, a hub id, or the name of a shipped model.
         name: name in tables; defaults to the last part of ``path``.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
+        size: height and width of the images in pixels; defaults to the model's own.
 
     Raises:
         ModelError: nothing there, only pickled weights, damaged files, or a kind of model that is not supported.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"model.dtype: unknown {dtype!r}{nearest(dtype, _DTYPES)}")
-    folder = _resolve(str(path))
-    network_folder = _network_folder(folder)
-    scheduler_file = _scheduler_file(folder)
-    with _quiet():
-        network = _load_network(network_folder, _DTYPES[dtype])
-        scheduler = _load_scheduler(scheduler_file)
-    channels, size, classes = _image_shape(network, network_folder)
+    folder = resolve(str(path))
+    network_dir = network_folder(folder)
+    levels = scheduler_file(folder)
+    with quiet():
+        network = load_network(network_dir, _DTYPES[dtype])
+        codec = load_codec(folder, _DTYPES[dtype])
+        packed = signature_of(network).packed
+        channels = _channels(network, network_dir, 4 if packed else 1)
+        scheduler = load_scheduler(levels, latent=channels not in (1, 3))
+    pixels = codec.pixels if codec is not None else 1 if channels in (1, 3) else _PIXELS_OF_A_LATENT
+    if size is not None and (size < 1 or size % pixels):
+        raise ModelError(f"model.size: expected a multiple of {pixels} pixels, got {size}")
+    shape = _sample_shape(network, network_dir, channels, None if size is None else size // pixels)
+    flow = "beta_schedule" not in scheduler.config
     return Denoiser(
         name=name or Path(str(path)).name,
         network=network.to(device).eval().requires_grad_(False),
         scheduler=scheduler,
-        prediction_type=scheduler.config.prediction_type,
+        prediction_type="flow" if flow else scheduler.config.prediction_type,
         channels=channels,
-        size=size,
-        classes=classes,
-        revision=_revision(
-            [*sorted(network_folder.glob("*.safetensors")), network_folder / "config.json", scheduler_file]
-        ),
+        size=shape[-2],
+        classes=_classes(network, network_dir),
+        revision=revision([*sorted(network_dir.glob("*.safetensors")), network_dir / "config.json", levels]),
         device=torch.device(device),
+        codec=None if codec is None else ImageCodec(codec.autoencoder.to(device)),
+        sample_shape=shape,
+        folder=folder,
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers reports harmless details of loading as warnings; what matters is checked here and raised."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-
-
-def _resolve(path: str) -> Path:
-    """A local folder: given, shipped, or a hub snapshot without any pickle in it."""
-    from circuits.shipped import SHIPPED, shipped_path
-
-    if path in SHIPPED:
-        return shipped_path(path)
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        hint = nearest_folder(local, SHIPPED)
-        raise ModelError(f"model.path: no folder {path!r}, and it is no hub id (owner/name) or shipped model{hint}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:  # every client error means the same to the user: not to be had
+def _channels(network: Any, folder: Path, packed: int) -> int:
+    """Of ``x_t``; ``packed`` channels of the network hold one of them."""
+    channels = network.config.get("in_channels")
+    if not isinstance(channels, int) or channels % packed:
+        raise ModelError(f"model.path: {folder} has in_channels {channels}; expected a multiple of {packed}")
+    out = network.config.get("out_channels") or channels
+    if not packed > 1 and out not in (channels, 2 * channels):
         raise ModelError(
-            f"model.path: {path!r} is no local folder and could not be fetched from the hub: {_first_line(error)}"
-        ) from error
-
-
-def _network_folder(folder: Path) -> Path:
-    candidates = [folder / "transformer", folder / "unet", folder]
-    found = next((c for c in candidates if (c / "config.json").is_file()), None)
-    if found is None:
-        raise ModelError(f"model.path: {folder} has no transformer/config.json, unet/config.json or config.json")
-    if not list(found.glob("*.safetensors")):
-        raise ModelError(
-            f"model.path: {found} has no .safetensors weights (pickled checkpoints are refused: they run code)"
+            f"model.path: {folder} takes {channels} channels and returns {out}; supported are models that return "
+            "what they take, with or without a variance (no inpainting, no control images)"
         )
-    return found
+    return channels // packed
 
 
-def _load_network(folder: Path, dtype: torch.dtype) -> Any:
-    network_class = _network_class(folder / "config.json")
+def _classes(network: Any, folder: Path) -> int:
     try:
-        network, loaded = network_class.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # truncated file, wrong shapes, wrong config: one line, the cause in it
-        raise ModelError(f"model.path: {folder} could not be loaded: {_first_line(error)}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loaded[problem]:
-            raise ModelError(
-                f"model.path: the weights in {folder} do not fit its config.json: {len(loaded[problem])} "
-                f"{problem.replace('_', ' ')}, such as {min(str(key) for key in loaded[problem])}"
-            )
-    return network
+        return next((i.classes for i in inputs_of(network) if i.kind == "label"), 0)
+    except ValueError as error:
+        raise ModelError(f"model.path: {folder} ({type(network).__name__}): {first_line(error)}") from error
 
 
-def _network_class(file: Path) -> Any:
-    """The diffusers model that a config names; it must take a noisy image, a timestep and at most class labels."""
-    name = _read_json(file).get("_class_name")
-    found = getattr(diffusers, str(name), None)
-    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
-        raise ModelError(f"model.path: {file} names {name!r}, which is no diffusers model")
-    network_class: Any = found
-    arguments = list(inspect.signature(network_class.forward).parameters.values())[2:]  # after self and the image
-    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    required = [a.name for a in arguments if a.default is a.empty and a.kind in plain and a.name != "timestep"]
-    if "timestep" not in [a.name for a in arguments]:
-        raise ModelError(f"model.path: {name} takes no timestep, so it is no denoiser")
-    if required:
-        raise ModelError(
-            f"model.path: {name} needs {', '.join(required)}; supported are denoisers of images and class labels"
-        )
-    return network_class
-
-
-def _image_shape(network: Any, folder: Path) -> tuple[int, int, int]:
-    """Channels, size and number of classes from the network's config."""
+def _sample_shape(network: Any, folder: Path, channels: int, size: int | None) -> tuple[int, ...]:
+    """Shape of one row: square images, or the video that the network's config is made for."""
     config = network.config
-    channels, size = config.get("in_channels"), config.get("sample_size")
-    if channels not in (1, 3):
-        raise ModelError(f"model.path: {folder} takes {channels} channels; supported are pixels, 1 (gray) or 3 (rgb)")
-    if isinstance(size, (tuple, list)) and len(set(size)) == 1:
-        size = size[0]
-    if not isinstance(size, int):
-        raise ModelError(
-            f"model.path: {folder} has sample_size {size!r}; expected one number of pixels (square images)"
-        )
-    return channels, size, int(config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0)
-
-
-def _scheduler_file(folder: Path) -> Path:
-    nested = folder / "scheduler" / "scheduler_config.json"
-    return nested if nested.is_file() else folder / "scheduler_config.json"
-
-
-def _load_scheduler(file: Path) -> DDPMScheduler:
-    """The checkpoint's noise levels; a bare model folder gets DDPM's defaults (1000 linear levels, epsilon)."""
-    if not file.is_file():
-        return DDPMScheduler()
-    config = _read_json(file)
-    if "beta_schedule" not in config:
-        raise ModelError(
-            f"model.path: {file} is a {config.get('_class_name')} without a beta_schedule; "
-            "supported are variance-preserving noise levels (DDPM, DDIM, ...)"
-        )
-    predicted = config.get("prediction_type", "epsilon")
-    if predicted not in get_args(PredictionType):
-        raise ModelError(
-            f"model.path: {file} has prediction_type {predicted!r}{nearest(predicted, get_args(PredictionType))}"
-        )
-    try:
-        return DDPMScheduler.from_config(config)
-    except Exception as error:
-        raise ModelError(f"model.path: {file} could not be used: {_first_line(error)}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:  # ValueError covers bad JSON and bad UTF-8
-        raise ModelError(f"model.path: {file} is not readable JSON: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"model.path: {file} is no diffusers config: expected an object, got {type(content).__name__}")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
-
-
-def _revision(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as handle:
-                while chunk := handle.read(1 << 22):
-                    digest.update(chunk)
-    return digest.hexdigest()[:16]
+    if "sample_frames" in config:
+        frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
+        return frames, channels, config["sample_height"], config["sample_width"]
+    own = config.get("sample_size") or signature_of(network).sample_size
+    if isinstance(own, (tuple, list)) and len(set(own)) == 1:
+        own = own[0]
+    side = own if size is None else size
+    if not isinstance(side, int):
+        raise ModelError(f"model.path: {folder} has sample_size {own}; expected one number of pixels (square images)")
+    return channels, side, side

@@ -97,15 +97,21 @@ def replace_heads(
     activation: Float[torch.Tensor, "rows tokens width"],
     replacement: Float[torch.Tensor, "rows tokens width"] | float,
     weight: Float[torch.Tensor, "rows heads"],
+    head_dim: int | None = None,
 ) -> Float[torch.Tensor, "rows tokens width"]:
     """Mix ``replacement`` into the chosen heads of chosen rows.
 
     Args:
-        activation: concatenated head outputs; width = heads * head_dim, head-major.
+        activation: concatenated head outputs, head-major, and behind them whatever else shares the projection.
         weight: per row and head, 0 (untouched, bit for bit) to 1 (replaced, bit for bit).
+        head_dim: columns of a head; columns behind the heads are left alone. By default all columns are heads.
     """
-    width, heads = activation.shape[2], weight.shape[1]
-    w = weight.to(activation.dtype).repeat_interleave(width // heads, dim=1)[:, None, :]
+    width = weight.shape[1] * (head_dim or activation.shape[2] // weight.shape[1])
+    if width < activation.shape[2]:
+        new = replacement[..., :width] if isinstance(replacement, torch.Tensor) else replacement
+        heads = replace_heads(activation[..., :width], new, weight)
+        return torch.cat([heads, activation[..., width:]], dim=2)
+    w = weight.to(activation.dtype).repeat_interleave(width // weight.shape[1], dim=1)[:, None, :]
     new = torch.as_tensor(replacement, dtype=activation.dtype, device=activation.device)
     mixed = torch.where(w == 1, new, (1 - w) * activation + w * new)
     return torch.where(w == 0, activation, mixed)

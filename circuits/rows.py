@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 
+from circuits.clean import CleanForward
 from circuits.denoisers import Denoiser
 from circuits.hooks import Edit, capture_outputs, edit_inputs
 from circuits.interventions import Intervention, Mode, random_basis, replace_heads, rows_touched, without_subspace
+from circuits.replay import ReplayPlan, replaying
 from circuits.sites import AttentionLayer
 
 Activation = Float[torch.Tensor, "rows tokens width"]
@@ -19,97 +23,168 @@ Replacement = Callable[[AttentionLayer, Int[torch.Tensor, " rows"]], Activation]
 """(layer, unit of each row) -> the replacement for those units at the current timestep(s)."""
 
 
-def row_weights(
-    layer: AttentionLayer, interventions: Sequence[Intervention | None], layers: Mapping[str, AttentionLayer]
-) -> dict[Mode, Float[torch.Tensor, "rows heads"]]:
-    """Weights of each mode's replacement at one layer; a row of None is left alone.
+def head_weights(
+    layer: AttentionLayer, interventions: Sequence[Intervention], layers: Mapping[str, AttentionLayer]
+) -> dict[Mode, Float[torch.Tensor, "interventions heads"]]:
+    """Weights of each mode's replacement at one layer, for each intervention.
 
     Raises:
         ValueError: a site that the model does not have.
     """
     heads = {name: known.heads for name, known in layers.items()}
     weights: dict[Mode, torch.Tensor] = {}
-    for row, intervention in enumerate(interventions):
-        if intervention is None:
-            continue
+    for place, intervention in enumerate(interventions):
         chosen = intervention.heads_by_layer(heads).get(layer.name)
         if chosen:
             weight = weights.setdefault(intervention.mode, torch.zeros(len(interventions), layer.heads))
-            weight[row, chosen] = intervention.strength
+            weight[place, chosen] = intervention.strength
     return weights
+
+
+class Variants:
+    """Interventions made ready for forwards: the weights of every mode at every layer, one row a variant.
+
+    Raises:
+        ValueError: a site that the model does not have, or ``identity`` at a layer without V of the same layout.
+    """
+
+    def __init__(self, interventions: Sequence[Intervention], layers: Mapping[str, AttentionLayer]) -> None:
+        self.interventions = interventions
+        self.layers = layers
+        weights = {name: head_weights(layer, interventions, layers) for name, layer in layers.items()}
+        self.weights = {name: by_mode for name, by_mode in weights.items() if by_mode}
+        for name, by_mode in self.weights.items():
+            if Mode.identity in by_mode and layers[name].values is None:
+                raise ValueError(f"identity needs self-attention with its own value projection; layer {name} has none")
+        self.draws = torch.tensor([i.draw for i in interventions], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a forward begins: what the clean forward left behind stands for all that comes before a layer's site.
+
+    Attributes:
+        places: of the rows' units in the clean forward; on the device.
+    """
+
+    plan: ReplayPlan
+    clean: CleanForward
+    places: Int[torch.Tensor, " rows"]
+
+    def activation(self) -> Activation:
+        """What reached the site in the clean forward, row by row."""
+        return self.clean.activations[self.plan.layer.name].index_select(0, self.places)
 
 
 @contextmanager
 def intervened(
     denoiser: Denoiser,
-    layers: Mapping[str, AttentionLayer],
-    interventions: Sequence[Intervention | None],
-    units: Sequence[int],
+    variants: Variants,
+    variant: Int[torch.Tensor, " rows"],
+    unit: Int[torch.Tensor, " rows"],
     replacements: Mapping[Mode, Replacement],
+    start: Start | None = None,
 ) -> Iterator[None]:
-    """Inside, one forward applies to row r ``interventions[r]``, whose image is ``units[r]``.
+    """Inside, one forward applies to row r the intervention ``variant[r]``, whose image is ``unit[r]``.
 
     Args:
         replacements: for each mode in use that takes its replacement from elsewhere (mean, resample, resample_across).
-
-    Raises:
-        ValueError: a site that the model does not have, or ``identity`` at a layer without V of the same layout.
+        start: the rows' clean forward, to compute only what comes after the first site; no row may change an earlier
+            one.
     """
-    assert len(units) == len(interventions), f"{len(interventions)} rows need as many units, got {len(units)}"
-    row_units = torch.tensor(list(units), dtype=torch.long)
-    weights = {name: found for name, layer in layers.items() if (found := row_weights(layer, interventions, layers))}
-    values = [_values(layers[name]) for name, by_mode in weights.items() if Mode.identity in by_mode]
-    with capture_outputs(denoiser.network, values) as captured:
-        edits = {
-            layers[name].projection: _edit(layers[name], by_mode, interventions, row_units, replacements, captured)
-            for name, by_mode in weights.items()
-        }
-        with edit_inputs(denoiser.network, edits):
-            yield
+    assert len(unit) == len(variant), f"{len(variant)} rows need as many units, got {len(unit)}"
+    tables = dict(variants.weights)
+    if start:
+        tables.setdefault(start.plan.layer.name, {})
+    chosen = {name: _chosen(by_mode, variant) for name, by_mode in tables.items()}
+    fixed = start.plan.fixed_values if start else frozenset()
+    computed = {variants.layers[name].values for name, found in chosen.items() if Mode.identity in found} - {None}
+    paths = sorted(path for path in computed if path is not None)
+    with ExitStack() as stack:
+        captured = stack.enter_context(capture_outputs(denoiser.network, paths))
+        edits: dict[str, Edit] = {}
+        for name, weights in chosen.items():
+            layer = variants.layers[name]
+            begins = start is not None and start.plan.layer is layer
+            if weights or begins:
+                site = _Site(layer, unit, variants.draws[variant], start if begins else None)
+                values = _recorded_values(layer, start) if start and name in fixed else _computed(layer, captured)
+                edits[layer.projection] = _edit(site, weights, replacements, values)
+        if start:
+            stack.enter_context(replaying(denoiser.network, start.plan, start.clean.leaves, start.places))
+        stack.enter_context(edit_inputs(denoiser.network, edits))
+        yield
 
 
-def _bases(layer: AttentionLayer, draws: Sequence[int]) -> Float[torch.Tensor, "rows width head_dim"]:
-    """The random subspace of each row; drawn once a distinct one."""
-    width = layer.heads * layer.head_dim
-    found = {draw: random_basis(layer.name, width, layer.head_dim, draw) for draw in set(draws)}
-    return torch.stack([found[draw] for draw in draws])
+def _chosen(by_mode: Mapping[Mode, torch.Tensor], variant: Int[torch.Tensor, " rows"]) -> dict[Mode, torch.Tensor]:
+    """Weights of the rows, of the modes that touch any."""
+    return {mode: weight for mode, table in by_mode.items() if (weight := table[variant]).any()}
 
 
-def _values(layer: AttentionLayer) -> str:
-    if layer.values is None:
-        raise ValueError(f"identity needs self-attention with its own value projection; layer {layer.name} has none")
-    return layer.values
+def _computed(layer: AttentionLayer, captured: Mapping[str, torch.Tensor]) -> Callable[[], Activation]:
+    return lambda: captured[layer.values or ""]
+
+
+def _recorded_values(layer: AttentionLayer, start: Start) -> Callable[[], Activation]:
+    return lambda: start.clean.values[layer.name].index_select(0, start.places)
+
+
+@cache
+def _basis(layer: str, width: int, head_dim: int, draw: int) -> Float[torch.Tensor, "width head_dim"]:
+    return random_basis(layer, width, head_dim, draw)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A layer's site in one forward.
+
+    Attributes:
+        unit, draw: of each row.
+        start: where the recorded activation comes from, if the forward begins here.
+    """
+
+    layer: AttentionLayer
+    unit: Int[torch.Tensor, " rows"]
+    draw: Int[torch.Tensor, " rows"]
+    start: Start | None
 
 
 def _edit(
-    layer: AttentionLayer,
+    site: _Site,
     weights: Mapping[Mode, torch.Tensor],
-    interventions: Sequence[Intervention | None],
-    units: torch.Tensor,
     replacements: Mapping[Mode, Replacement],
-    values: Mapping[str, torch.Tensor],
+    values: Callable[[], Activation],
 ) -> Edit:
     """The edit of one layer's site; only the rows that a mode touches are computed."""
+    layer, unit = site.layer, site.unit
+    columns = slice(0, layer.width)
 
-    def edit(activation: torch.Tensor) -> torch.Tensor:
-        assert len(activation) == len(units), f"expected a forward of {len(units)} rows, got {len(activation)}"
-        edited = activation.clone()
+    def new(mode: Mode, rows: torch.Tensor, there: torch.Tensor, old: Activation, weight: torch.Tensor) -> Activation:
+        replacement: torch.Tensor | float
+        if mode is Mode.subspace:
+            draws = site.draw[rows].tolist()
+            bases = {draw: _basis(layer.name, layer.width, layer.head_dim, draw).to(old) for draw in set(draws)}
+            return without_subspace(old, torch.stack([bases[draw] for draw in draws]), weight)
+        if mode is Mode.zero:
+            replacement = 0.0
+        elif mode is Mode.identity:
+            replacement = values()[there][..., layer.values_from : layer.values_from + layer.width]
+        else:
+            replacement = replacements[mode](layer, unit[rows])[..., columns]
+        return replace_heads(old, replacement, weight)
+
+    def edit(activation: Activation) -> Activation:
+        assert len(activation) == len(unit), f"expected a forward of {len(unit)} rows, got {len(activation)}"
+        edited = activation.clone() if site.start is None else site.start.activation()
+        heads = edited[..., columns]
         for mode, weight in weights.items():
             rows = rows_touched(weight).nonzero().squeeze(1)
             there = rows.to(activation.device)
-            if mode is Mode.subspace:
-                draws = [found.draw for row in rows.tolist() if (found := interventions[row]) is not None]
-                basis = _bases(layer, draws).to(activation)
-                edited[there] = without_subspace(activation[there], basis, weight[rows].to(activation.device))
-                continue
-            replacement: torch.Tensor | float
-            if mode is Mode.zero:
-                replacement = 0.0
-            elif mode is Mode.identity:
-                replacement = values[_values(layer)][there]
+            on_device = weight.to(activation.device)
+            if len(rows) == len(weight):
+                heads.copy_(new(mode, rows, there, heads, on_device))
             else:
-                replacement = replacements[mode](layer, units[rows])
-            edited[there] = replace_heads(activation[there], replacement, weight[rows].to(activation.device))
+                heads[there] = new(mode, rows, there, heads[there], on_device[there])
         return edited
 
     return edit

@@ -11,6 +11,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 
 from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Window
+from circuits.sampling import Seeds
 from circuits.seeds import normal_per_index
 from tests.circuits.conftest import SIZE, make_engine
 
@@ -178,7 +179,7 @@ def test_samples_equal_the_ddim_pipeline_of_diffusers(unet: Denoiser) -> None:
         unet=unet.network, scheduler=DDIMScheduler.from_config(unet.scheduler.config, timestep_spacing="trailing")
     )
     pipeline.set_progress_bar_config(disable=True)
-    latents = engine._latents(engine.data["natural"], 3, 0)
+    latents = engine._sampling.latents(Seeds(engine.data["natural"], 0, 3))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: latents)
         images = pipeline(batch_size=3, num_inference_steps=len(engine.timesteps), output_type="np").images

@@ -15,7 +15,7 @@ from circuits import hooks
 from circuits.denoisers import Denoiser
 from circuits.engine import Window
 from circuits.interventions import ABLATIONS, Intervention, Mode, Site
-from circuits.rows import intervened
+from circuits.rows import Variants, intervened
 from tests.circuits.conftest import IMAGES, make_engine
 
 REAL_KERNEL = F.scaled_dot_product_attention
@@ -26,6 +26,8 @@ CONTEXTS: dict[str, Context] = {
     "capture_inputs": lambda network, path: hooks.capture_inputs(network, [path]),
     "capture_outputs": lambda network, path: hooks.capture_outputs(network, [path]),
     "edit_attention_kernels": lambda network, path: hooks.edit_attention_kernels(network, {path: lambda o, v: v}),
+    "trace_calls": lambda network, path: hooks.trace_calls(network),
+    "capture_leaves": lambda network, path: hooks.capture_leaves(network, {(path, 0, 0), (hooks.KERNEL, 0, 0)}),
 }
 
 
@@ -34,7 +36,11 @@ def small() -> torch.nn.Module:
 
 
 def nothing_left(network: torch.nn.Module) -> bool:
-    return hooks.count_hooks(network) == 0 and F.scaled_dot_product_attention is REAL_KERNEL
+    return (
+        hooks.count_hooks(network) == 0
+        and hooks.replaced_forwards(network) == []
+        and F.scaled_dot_product_attention is REAL_KERNEL
+    )
 
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
@@ -102,6 +108,7 @@ def test_none_left_when_a_forward_fails(dit: Denoiser, monkeypatch: pytest.Monke
     for run in (engine.denoise, engine.sample):
         with pytest.raises(RuntimeError, match="halfway"):
             run("natural", Window(999, 500), everything, IMAGES)
+    monkeypatch.undo()
     assert nothing_left(dit.network)
 
 
@@ -111,7 +118,7 @@ def test_rows_that_do_not_match_the_forward_are_caught(dit: Denoiser) -> None:
     x, t, labels = torch.zeros(3, 1, 14, 14), torch.zeros(3).long(), torch.zeros(3).long()
     with (
         pytest.raises(AssertionError, match="expected a forward of 2 rows, got 3"),
-        intervened(dit, engine.layers, [zero, None], [0, 1], {}),
+        intervened(dit, Variants([zero], engine.layers), torch.tensor([0, 0]), torch.tensor([0, 1]), {}),
     ):
         dit(x, t, labels)
     assert nothing_left(dit.network)

@@ -13,7 +13,7 @@ from circuits.interventions import (
     rows_touched,
     without_subspace,
 )
-from circuits.rows import row_weights
+from circuits.rows import head_weights
 from circuits.sites import AttentionLayer
 
 
@@ -50,18 +50,19 @@ def layer(name: str, heads: int) -> AttentionLayer:
     return AttentionLayer(0, name, f"{name}.to_out.0", None, heads, 2, 5, "self")
 
 
-def test_row_weights_put_each_mode_in_its_rows() -> None:
+def test_each_mode_has_the_weights_of_its_interventions() -> None:
     layers = {"a": layer("a", 3), "b": layer("b", 2)}
     interventions = [
         Intervention(Mode.zero, (Site("a", 1),)),
-        None,
+        Intervention(Mode.zero, (Site("b", 1),)),
         Intervention(Mode.mean, (Site("b", 0), Site("a", ALL_HEADS)), 0.5),
         Intervention(Mode.zero, (Site("a", 2), Site("a", 0))),
     ]
-    a, b = (row_weights(layers[name], interventions, layers) for name in ("a", "b"))
+    a, b = (head_weights(layers[name], interventions, layers) for name in ("a", "b"))
     assert a[Mode.zero].tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1]]
     assert a[Mode.mean].tolist() == [[0, 0, 0], [0, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0]]
-    assert set(b) == {Mode.mean}
+    assert set(b) == {Mode.zero, Mode.mean}
+    assert b[Mode.zero].tolist() == [[0, 0], [0, 1], [0, 0], [0, 0]]
     assert b[Mode.mean].tolist() == [[0, 0], [0, 0], [0.5, 0], [0, 0]]
 
 

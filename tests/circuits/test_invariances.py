@@ -1,6 +1,7 @@
 """What a trial's numbers do not depend on: rows of a forward, order, grouping, other trials, memory."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -132,6 +133,7 @@ def small_device(dit: Denoiser, monkeypatch: pytest.MonkeyPatch) -> Callable[[in
     def limit(rows: int) -> list[int]:
         went_through: list[int] = []
 
+        @wraps(real)
         def forward(sample: torch.Tensor, **kwargs: Any) -> Any:
             if len(sample) > rows:
                 raise torch.OutOfMemoryError(f"simulated: {len(sample)} rows")
@@ -153,14 +155,17 @@ def test_out_of_memory_halves_the_rows_and_loses_nothing(
     expected = measured(plain, interventions)
     samples = plain.sample("natural", WINDOW, interventions, SEEDS)
     halved = make_engine(dit, rows=32)
+    assert all(halved.replayable.values())  # the self-test's own rows are not counted
     went_through = small_device(5)
     close(measured(halved, interventions), expected)
     found = halved.sample("natural", WINDOW, interventions, SEEDS)
     torch.testing.assert_close(found.ablated, samples.ablated, rtol=1e-5, atol=1e-5)
     assert halved.rows <= 5
-    # A baseline pass and a trajectory per data set (resample_across needs the other), then a row per variant and unit.
+    # A baseline pass and a trajectory per data set (resample_across needs the other), then a row per variant and image,
+    # and per variant, seed and step from the window's first one, which is the second of all, to the last.
     variants = len(interventions)
-    assert halved.rows_run == plain.rows_run == (2 + variants) * (IMAGES + SEEDS * STEPS)
+    clean, ablated = 2 * (IMAGES + SEEDS * STEPS), variants * (IMAGES + SEEDS * (STEPS - 1))
+    assert halved.rows_run == plain.rows_run == clean + ablated
     means = sum(len(d.reference) for d in [halved.data["natural"]]) * len(WINDOW.select(halved.timesteps))
     assert sum(went_through) == halved.rows_run + means
 

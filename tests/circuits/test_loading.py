@@ -10,15 +10,18 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
     UNet2DModel,
+    UNetSpatioTemporalConditionModel,
 )
 from safetensors.torch import load_file, save_file
 
@@ -148,6 +151,37 @@ def test_loading_says_nothing(
     assert diffusers_log.level == level, "the user's own setting is restored"
 
 
+def test_flow_matching_is_read_off_the_scheduler(dit_folder: Path) -> None:
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(dit_folder / "scheduler")
+    loaded = load_denoiser(dit_folder)
+    assert loaded.prediction_type == "flow"
+    assert loaded.scheduler.config.shift == 3.0
+    assert loaded.train_timesteps == 1000
+    assert [layer.heads for layer in find_sites(loaded)] == [5, 5]
+
+
+def test_a_shifted_signal_to_noise_ratio_is_kept(dit_folder: Path) -> None:
+    theirs = CogVideoXDDIMScheduler(snr_shift_scale=3.0, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    theirs.save_pretrained(dit_folder / "scheduler")
+    loaded = load_denoiser(dit_folder)
+    torch.testing.assert_close(loaded.alphas_cumprod.float(), theirs.alphas_cumprod.float(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheduler", [None, PNDMScheduler])
+def test_latents_are_not_clipped(tmp_path: Path, scheduler: type | None) -> None:
+    """PNDM's config names no clipping, and DDIM's default is one to [-1, 1], for pixels."""
+    latent = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=3
+    )
+    latent.save_pretrained(tmp_path / "transformer")
+    if scheduler is not None:
+        scheduler().save_pretrained(tmp_path / "scheduler")
+    loaded = load_denoiser(tmp_path)
+    assert (loaded.channels, loaded.pixels, loaded.image_shape) == (4, 8, (3, 64, 64))
+    assert loaded.codec is None
+    assert loaded.sampler(3).config.clip_sample is False
+
+
 # what does not
 
 
@@ -242,7 +276,7 @@ def written(file: str, content: str) -> Callable[[Path], None]:
         (scheduler_config(prediction_type="flow"), "prediction_type 'flow'; valid: epsilon, sample, v_prediction"),
         (scheduler_config(prediction_type="v-prediction"), "did you mean 'v_prediction'?"),
         (scheduler_config(beta_schedule="cosine"), "scheduler_config.json could not be used: "),
-        (lambda folder: FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler"), "is a FlowMatchEuler"),
+        (lambda folder: EDMEulerScheduler().save_pretrained(folder / "scheduler"), "is a EDMEulerScheduler without a"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(
@@ -259,19 +293,34 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:
-    text_conditioned = UNet2DConditionModel(
-        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(4,), layers_per_block=1, norm_num_groups=2,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=4, attention_head_dim=2,
+    video = UNetSpatioTemporalConditionModel(
+        sample_size=8, block_out_channels=(32,), layers_per_block=1, num_attention_heads=2,
+        down_block_types=("DownBlockSpatioTemporal",), up_block_types=("UpBlockSpatioTemporal",),
+        projection_class_embeddings_input_dim=96, addition_time_embed_dim=32,
     )  # fmt: skip
-    text_conditioned.save_pretrained(tmp_path / "text")
-    assert "UNet2DConditionModel needs encoder_hidden_states" in refused(tmp_path / "text")
+    video.save_pretrained(tmp_path / "video")
+    assert "UNetSpatioTemporalConditionModel needs encoder_hidden_states, added_time_ids" in refused(tmp_path / "video")
     AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, sample_size=8).save_pretrained(tmp_path / "vae")
     assert "AutoencoderKL takes no timestep, so it is no denoiser" in refused(tmp_path / "vae")
-    latent = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=3
-    )
-    latent.save_pretrained(tmp_path / "latent")
-    assert "takes 4 channels; supported are pixels, 1 (gray) or 3 (rgb)" in refused(tmp_path / "latent")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 9}, "takes 9 channels and returns 4"),
+        ({"encoder_hid_dim": 5, "encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type 'image_proj' is not supp"),
+    ],
+)
+def test_networks_that_want_more_than_text_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    settings = {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (4,), "layers_per_block": 1,
+        "norm_num_groups": 2, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
+        "cross_attention_dim": 4, "attention_head_dim": 2,
+    }  # fmt: skip
+    UNet2DConditionModel(**(settings | changes)).save_pretrained(tmp_path)
+    assert message in refused(tmp_path)
 
 
 def test_images_are_square(model_folders: dict[str, Path], tmp_path: Path) -> None:

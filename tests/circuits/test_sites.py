@@ -13,6 +13,7 @@ from circuits.denoisers import Denoiser, ModelError, load_denoiser
 from circuits.hooks import count_hooks
 from circuits.shipped import new_tiny_faces
 from circuits.sites import AttentionLayer, find_sites
+from tests.circuits.conftest import SIZE
 
 Joined = torch.Tensor  # [rows, tokens, heads * head_dim]
 
@@ -177,6 +178,6 @@ def test_a_model_without_attention_is_refused(unet: Denoiser) -> None:
 
 
 def test_a_model_that_fails_says_why(dit: Denoiser) -> None:
-    dit.classes = 0
+    dit.sample_shape = (3, SIZE, SIZE)
     with pytest.raises(ModelError, match=r"^dit \(DiTTransformer2DModel\) cannot be swept: ."):
         find_sites(dit)

@@ -1,0 +1,174 @@
+"""What unablated forwards leave behind for the ablated ones: activations, values, and recordings to replay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+
+from circuits.denoisers import Denoiser
+from circuits.hooks import LeafKey, capture_inputs, capture_leaves, capture_outputs
+from circuits.interventions import Intervention, Mode
+from circuits.replay_plans import ReplayPlans
+from circuits.sites import AttentionLayer
+
+KEPT_BYTES = 1 << 30
+"""Memory for clean forwards on the device; the least recently used go first."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is to be kept of a forward, by layer.
+
+    Attributes:
+        activations: the inputs of these layers' sites.
+        values: V at these layers.
+        replayed: recordings to begin a forward at these layers' sites, if they can be replayed.
+    """
+
+    activations: frozenset[str] = frozenset()
+    values: frozenset[str] = frozenset()
+    replayed: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.activations or self.values or self.replayed)
+
+    def __le__(self, other: Needs) -> bool:
+        return self.activations <= other.activations and self.values <= other.values and self.replayed <= other.replayed
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.activations | other.activations, self.values | other.values, self.replayed | other.replayed)
+
+
+@dataclass(frozen=True)
+class CleanForward:
+    """An unablated forward of some units, one row a unit.
+
+    Attributes:
+        held: what was kept of it.
+        activations, values: by layer name.
+        leaves: outputs of calls, for replay.
+        measured: what was computed from the prediction, per unit.
+    """
+
+    held: Needs
+    activations: Mapping[str, Float[torch.Tensor, "units tokens width"]]
+    values: Mapping[str, Float[torch.Tensor, "units tokens width"]]
+    leaves: Mapping[LeafKey, torch.Tensor]
+    measured: Mapping[str, Float[torch.Tensor, "units ..."]]
+
+    @property
+    def bytes(self) -> int:
+        tensors = [*self.activations.values(), *self.values.values(), *self.leaves.values(), *self.measured.values()]
+        return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+class CleanForwards:
+    """Makes clean forwards and keeps as many as fit into memory.
+
+    Args:
+        kept_bytes: memory for all that are kept.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, layers: Sequence[AttentionLayer], plans: ReplayPlans, kept_bytes: int = KEPT_BYTES
+    ) -> None:
+        self._network = denoiser.network
+        self._itemsize = next(denoiser.network.parameters()).itemsize
+        self._layers = {layer.name: layer for layer in layers}
+        self._plans = plans
+        self._limit = kept_bytes
+        self._kept: OrderedDict[Hashable, CleanForward] = OrderedDict()
+
+    def needs(self, interventions: Sequence[Intervention]) -> Needs:
+        """What forwards that begin at the interventions' first layers need of the clean forward of the same images."""
+        first = {
+            min((site.layer for site in i.sites), key=lambda name: self._layers[name].index) for i in interventions
+        }
+        replayed = frozenset(name for name in first if self._plans[name] is not None)
+        identity = {site.layer for i in interventions if i.mode is Mode.identity for site in i.sites}
+        values = frozenset(name for name in identity if self._layers[name].values is not None)
+        return Needs(replayed, values if replayed else frozenset(), replayed)
+
+    def everything(self, units: int, forwards: int = 1) -> Needs | None:
+        """All that any intervention could need; None where so many clean forwards would take half of the memory.
+
+        Recorded at once it serves all layers, so that their trials share one clean forward.
+        """
+        everything = Needs(
+            frozenset(self._layers),
+            frozenset(name for name, layer in self._layers.items() if layer.values is not None),
+            frozenset(self._plans.of_all()),
+        )
+        leaves = {key: plan for name in everything.replayed if (plan := self._plans[name]) for key in plan.live}
+        sites = sum(layer.tokens * layer.width * (1 + (layer.values is not None)) for layer in self._layers.values())
+        per_unit = sum(plan.template(key).bytes_per_row for key, plan in leaves.items()) + sites * self._itemsize
+        return everything if per_unit * units * forwards <= self._limit / 2 else None
+
+    @contextmanager
+    def recording(self, needs: Needs) -> Iterator[Callable[[Mapping[str, torch.Tensor]], CleanForward]]:
+        """Inside, one forward is recorded; the function then makes a clean forward of it and of what was measured."""
+        projections = {self._layers[name].projection: name for name in needs.activations}
+        modules = {name: path for name in needs.values if (path := self._layers[name].values) is not None}
+        live = {key for name in needs.replayed if (plan := self._plans[name]) is not None for key in plan.live}
+        with (
+            capture_inputs(self._network, list(projections)) as inputs,
+            capture_outputs(self._network, sorted({*modules.values()})) as outputs,
+            capture_leaves(self._network, live) as leaves,
+        ):
+            yield lambda measured: CleanForward(
+                needs,
+                {projections[path]: tensor for path, tensor in inputs.items()},
+                {name: outputs[path] for name, path in modules.items()},
+                leaves,
+                measured,
+            )
+
+    def joined(self, parts: Sequence[CleanForward]) -> CleanForward:
+        """The forwards of consecutive units as one."""
+        if len(parts) == 1:
+            return parts[0]
+        axes = {
+            key: plan.template(key).axis
+            for name in parts[0].held.replayed
+            if (plan := self._plans[name]) is not None
+            for key in plan.live
+        }
+        leaves = {
+            key: first if (axis := axes[key]) is None else torch.cat([part.leaves[key] for part in parts], dim=axis)
+            for key, first in parts[0].leaves.items()
+        }
+        return replace(
+            parts[0],
+            activations=_concatenated([part.activations for part in parts]),
+            values=_concatenated([part.values for part in parts]),
+            leaves=leaves,
+            measured=_concatenated([part.measured for part in parts]),
+        )
+
+    def get(self, key: Hashable, needs: Needs) -> CleanForward | None:
+        """The forward kept under this key, if it holds what is needed."""
+        kept = self._kept.get(key)
+        if kept is None or not needs <= kept.held:
+            return None
+        self._kept.move_to_end(key)
+        return kept
+
+    def keep(self, key: Hashable, forward: CleanForward) -> None:
+        self._kept[key] = forward
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(kept.bytes for kept in self._kept.values()) > self._limit:
+            self._kept.popitem(last=False)
+
+
+def first_layer(intervention: Intervention, layers: Mapping[str, AttentionLayer]) -> str:
+    """The first layer in execution order that it changes."""
+    return min((site.layer for site in intervention.sites), key=lambda name: layers[name].index)
+
+
+def _concatenated(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
