@@ -32,18 +32,19 @@ class Noised:
     """Images of a data set, each noised to its own timestep with its own noise; on the device.
 
     Attributes:
-        t: of each image; on the CPU, where noise levels are looked up.
+        image: which of the data set; with ``t``, of each image, on the CPU, where noise levels are looked up.
         x_t: what the network sees.
     """
 
     x0: Float[torch.Tensor, "units c h w"]
     noise: Float[torch.Tensor, "units c h w"]
+    image: Int[torch.Tensor, " units"]
     t: Int[torch.Tensor, " units"]
     x_t: Float[torch.Tensor, "units c h w"]
 
     def rows(self, index: Int[torch.Tensor, " rows"]) -> Noised:
         place = index.to(self.x0.device)
-        return Noised(self.x0[place], self.noise[place], self.t[index], self.x_t[place])
+        return Noised(self.x0[place], self.noise[place], self.image[index], self.t[index], self.x_t[place])
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Denoising:
         return {name: Paired(baseline[name], found[..., i]) for i, name in enumerate(DENOISE_METRICS)}
 
     def _metrics(self, data: DataSet, noised: Noised) -> dict[str, Float[torch.Tensor, " rows"]]:
-        prediction: Prediction = self._denoiser(noised.x_t, noised.t, data.labels(len(noised.t)))
+        prediction: Prediction = self._denoiser(noised.x_t, noised.t, data.condition(noised.image.tolist()))
         error = self._denoiser.noise_error(prediction, noised.x0, noised.noise, noised.t)
         measured = denoise_metrics(error, prediction.x0, noised.x0)
         return {name: values.cpu() for name, values in measured.items()}
@@ -121,7 +122,7 @@ class Denoising:
         t, device = timesteps_of(steps, units), self._denoiser.device
         x0 = data.measured.images[list(units)].to(device)
         noise = self._noise(data, units).to(device)
-        return Noised(x0, noise, t, self._denoiser.add_noise(x0, noise, t))
+        return Noised(x0, noise, torch.tensor(list(units)), t, self._denoiser.add_noise(x0, noise, t))
 
     def _noise(self, data: DataSet, units: Sequence[int]) -> torch.Tensor:
         """The fixed noise of each image; drawn once and kept, since every trial asks for it."""

@@ -207,7 +207,7 @@ class Engine:
 
 
 def _check_fits(denoiser: Denoiser, data: DataSet) -> None:
-    expected = (denoiser.channels, denoiser.size, denoiser.size)
+    expected = tuple(denoiser.sample_shape)
     for images in (data.measured.images, data.reference.images):
         if tuple(images.shape[1:]) != expected:
             raise ValueError(

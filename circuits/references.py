@@ -46,7 +46,7 @@ class MeanReferences:
             steps = torch.full((len(chosen),), t)
             noised = self._denoiser.add_noise(images[chosen], noise[chosen], steps)
             with capture_inputs(self._denoiser.network, list(self._layers)) as seen:
-                self._denoiser(noised, steps, data.labels(len(chosen)))
+                self._denoiser(noised, steps, data.reference_condition(chosen))
             return {self._layers[path].name: activation.double().sum(0) for path, activation in seen.items()}
 
         parts = self._batches.run(range(len(images)), forward)

@@ -87,12 +87,12 @@ class Sampling:
             for step in range(first, len(self._timesteps)):
                 t = self._timesteps[step]
                 if t not in replacements:
-                    state = state.next(step, lambda x, t: self._predict(seeds.data, x, t))
+                    state = state.next(step, lambda x, t: self._predict(seeds, rows.unit.tolist(), x, t))
                     continue
                 start = rows.start(clean, places, device) if step == first else None
                 denoiser = self._forwards.denoiser
                 with intervened(denoiser, variants, rows.variant, rows.unit, replacements[t], start):
-                    state = state.next(step, lambda x, t: self._predict(seeds.data, x, t))
+                    state = state.next(step, lambda x, t: self._predict(seeds, rows.unit.tolist(), x, t))
             return state.x.cpu()
 
         images = self._forwards.ablated(variants, seeds.count, forward, len(self._timesteps) - first)
@@ -103,8 +103,11 @@ class Sampling:
         indices = list(range(seeds.first, seeds.first + seeds.count))
         return normal_per_index(self._seed, f"latents/{seeds.data.name}", indices, self._forwards.denoiser.sample_shape)
 
-    def _predict(self, data: DataSet, x: torch.Tensor, t: Any) -> torch.Tensor:
-        return self._forwards.denoiser(x, torch.full((len(x),), int(t)), data.labels(len(x))).target
+    def _predict(self, seeds: Seeds, places: Sequence[int], x: torch.Tensor, t: Any) -> torch.Tensor:
+        """Rows whose seeds are those at ``places``; a seed is conditioned as the image of the same number."""
+        known = len(seeds.data.measured)
+        condition = seeds.data.condition([(seeds.first + place) % known for place in places])
+        return self._forwards.denoiser(x, torch.full((len(x),), int(t)), condition).target
 
     def _trajectory(self, seeds: Seeds, needs: Needs) -> Trajectory:
         """The unablated generation; every step's forward is recorded on the way where memory allows."""
@@ -115,7 +118,7 @@ class Sampling:
         held = (clean.everything(seeds.count, len(self._timesteps)) or Needs()) if needs else needs
 
         def predict(step: int, x: torch.Tensor, t: Any) -> torch.Tensor:
-            forward = self._recorded(seeds.data, x, t, held)
+            forward = self._recorded(seeds, x, t, held)
             if held:
                 clean.keep((*seeds.key, step), forward)
             return forward.measured["target"]
@@ -134,16 +137,16 @@ class Sampling:
         kept = clean.get((*seeds.key, step), needs)
         if kept is None:
             x, t = self._trajectory(seeds, needs).states[step].copied().model_input(step)
-            kept = self._recorded(seeds.data, x, t, clean.everything(seeds.count) or needs)
+            kept = self._recorded(seeds, x, t, clean.everything(seeds.count) or needs)
             clean.keep((*seeds.key, step), kept)
         return kept
 
-    def _recorded(self, data: DataSet, x: torch.Tensor, t: Any, needs: Needs) -> CleanForward:
+    def _recorded(self, seeds: Seeds, x: torch.Tensor, t: Any, needs: Needs) -> CleanForward:
         clean = self._forwards.clean
 
         def forward(places: list[int]) -> CleanForward:
             with clean.recording(needs) as recorded:
-                target = self._predict(data, x[places], t)
+                target = self._predict(seeds, places, x[places], t)
             return recorded({"target": target})
 
         return clean.joined(self._forwards.batches.run(range(len(x)), forward))

@@ -35,7 +35,8 @@ _NEEDS = {
     "run.a": "a run directory, or its name under run.root",
     "run.b": "a run directory, or its name under run.root",
 }
-_NEED_ROOT = ("image_folder", "celeba")
+PROMPTS = "prompts"  # the source whose images the model makes itself
+_NEED_ROOT = ("image_folder", "celeba", PROMPTS)
 _PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}")
 
 
@@ -83,6 +84,7 @@ class ModelConfig:
     name: str = MISSING
     path: str = MISSING  # a shipped model, a diffusers folder, or a hub id
     dtype: str = "float32"  # float32, bfloat16, float16
+    size: int | None = None  # height and width of the images in pixels; null: the model's own
     training: TrainingSettings | None = None  # only the shipped models are trained here
 
 
@@ -97,7 +99,8 @@ class SourceConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING
-    root: str | None = None  # folder or hub id for the sources that need one
+    root: str | None = None  # folder or hub id for the sources that need one; of prompts a text file, one a line
+    prompts: Any = None  # for source prompts: a list of them, instead of a file
     sets: list[SourceConfig] = field(default_factory=list)
 
 
@@ -195,8 +198,8 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
-def _nothing_given(key: str) -> ConfigError:
-    return ConfigError(f"{key}: nothing given; expected {_NEEDS.get(key, 'a value')}, {key}=...")
+def _nothing_given(key: str, expected: str | None = None) -> ConfigError:
+    return ConfigError(f"{key}: nothing given; expected {expected or _NEEDS.get(key, 'a value')}, {key}=...")
 
 
 def schema_keys(schema: type = Config, prefix: str = "") -> list[str]:
@@ -236,8 +239,15 @@ def as_plain(config: Config) -> dict[str, Any]:
 
 def source_specs(config: DataConfig) -> list[SourceSpec]:
     """The data sets, with ``data.root`` filled in where a source has no root of its own."""
+    given = config.prompts if isinstance(config.prompts, (list, tuple)) else [config.prompts] if config.prompts else []
     return [
-        SourceSpec(s.name, s.source, s.label, s.root or (config.root if s.source in _NEED_ROOT else None))
+        SourceSpec(
+            s.name,
+            s.source,
+            s.label,
+            s.root or (config.root if s.source in _NEED_ROOT else None),
+            tuple(map(str, given)) if s.source == PROMPTS else (),
+        )
         for s in config.sets
     ]
 
@@ -309,6 +319,7 @@ def _check(config: Config) -> None:
     _check_sources(config.data)
     for name, number, least in (
         ("sweep.images", sweep.images if sweep.images is not None else 2, 2),
+        ("model.size", config.model.size if config.model.size is not None else 1, 1),
         ("sweep.controls", sweep.controls, 0),
         ("sweep.control_images", sweep.control_images, 2),
         ("stats.n_max", stats.n_max, 2),
@@ -364,12 +375,14 @@ def _check_stopping(stats: StatsConfig) -> None:
 
 def _check_sources(data: DataConfig) -> None:
     for spec in data.sets:
-        one_of(f"data.sets.{spec.name}.source", spec.source, SOURCES)
+        one_of(f"data.sets.{spec.name}.source", spec.source, (*SOURCES, PROMPTS))
     names = [s.name for s in data.sets]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"data.sets: expected data sets with different names, got {names}")
-    if any(spec.source in _NEED_ROOT and not spec.root for spec in source_specs(data)):
-        raise _nothing_given("data.root")
+    for found in source_specs(data):
+        if found.source in _NEED_ROOT and not (found.root or found.prompts):
+            expected = "a text file of prompts, or data.prompts=[...]" if found.source == PROMPTS else None
+            raise _nothing_given("data.root", expected)
 
 
 def plain_name(key: str, name: str) -> None:

@@ -258,6 +258,9 @@ def subject_spec(config: Config) -> SubjectSpec:
         sources=tuple(replace(s, root=absolute(s.root) if s.root else None) for s in source_specs(config.data)),
         images=images_needed(config),
         at_most=config.sweep.images is None,
+        size=config.model.size,
+        steps=config.sweep.steps,
+        seed=config.sweep.seed,
     )
 
 

@@ -362,7 +362,7 @@ def check_modes(
             f"sweep.modes: resample_across needs two data sets, data={config.data.name} has {len(subject.data)}"
         )
     for layer in layers:
-        if Mode.identity in modes and (layer.kind != "self" or layer.values is None):
+        if Mode.identity in modes and layer.values is None:
             raise ConfigError(
                 f"sweep.modes: identity needs self-attention with its own value projection; layer {layer.name} has none"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,14 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from circuits.data.sources import SourceSpec, load_data_set
+from circuits.data.prompts import prompt_set, prompted_data_set, takes_text, unprompted
+from circuits.data.sources import DataError, DataSet, SourceSpec, load_data_set
 from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Engine, Generated, Paired
+from circuits.latents import encoded
 from circuits.metrics import sample_distances, sample_metrics
 from circuits.sites import find_sites
+from sweeps.config import PROMPTS
 from sweeps.gains import gains
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, generated
@@ -31,7 +34,13 @@ _MAGNIFY = 2
 
 @dataclass(frozen=True)
 class SubjectSpec:
-    """What a worker needs to load the model and the data sets; plain values, so it travels anywhere."""
+    """What a worker needs to load the model and the data sets; plain values, so it travels anywhere.
+
+    Attributes:
+        images: per data set; with ``at_most`` one that has fewer gives all it has.
+        size: of the images in pixels; None for the model's own.
+        steps, seed: of the sampler that makes the images of prompts.
+    """
 
     model_name: str
     model_path: str
@@ -40,6 +49,9 @@ class SubjectSpec:
     sources: tuple[SourceSpec, ...]
     images: int
     at_most: bool = False
+    size: int | None = None
+    steps: int = 10
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class RunnerSpec:
 
     Attributes:
         images: images loaded per data set; trials use the first ones.
-        rows: rows of a forward; 0 chooses for the device.
+        rows: rows of a forward; 0 measures what is best for model and device.
         threads: CPU threads of this worker; 0 leaves torch's default.
         metric: the primary metric, for the progress display only.
     """
@@ -81,23 +93,43 @@ class LeaseOutcome:
 
 def load_subject(spec: SubjectSpec) -> Subject:
     """Load model and data; raises ModelError or DataError, one line each."""
-    denoiser = load_denoiser(spec.model_path, name=spec.model_name, device=spec.device, dtype=spec.dtype)
-    return Subject(denoiser, find_sites(denoiser), load_data(spec, denoiser))
+    denoiser = load_denoiser(
+        spec.model_path, name=spec.model_name, device=spec.device, dtype=spec.dtype, size=spec.size
+    )
+    return Subject(denoiser, find_sites(denoiser), {s.name: load_source(spec, s, denoiser) for s in spec.sources})
 
 
-def load_data(spec: SubjectSpec, denoiser: Denoiser) -> dict:
-    label_mode: Literal["class", "none"] = "class" if denoiser.classes else "none"
-    return {
-        source.name: load_data_set(
-            source,
-            images=spec.images,
-            size=denoiser.size,
-            channels=denoiser.channels,
-            label_mode=label_mode,
-            at_most=spec.at_most,
+def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser) -> DataSet:
+    """A data set in the model's own space: pixels, or the latents of its autoencoder. Images have the empty prompt.
+
+    Raises:
+        DataError: it cannot be had, or its images cannot be brought into that space.
+    """
+    if source.source == PROMPTS:
+        try:
+            prompts = prompt_set(source.name, source.prompts or source.root or "")
+        except (OSError, ValueError) as error:
+            raise DataError(f"data.root: {error}") from error
+        return prompted_data_set(denoiser, prompts, spec.images, steps=spec.steps, seed=spec.seed)
+    channels, height, width = denoiser.image_shape
+    if denoiser.pixels > 1 and denoiser.codec is None:
+        raise DataError(
+            f"data set {source.name!r}: {denoiser.name} works on latents and comes without an autoencoder for images; "
+            "expected a whole pipeline folder, or data=prompts"
         )
-        for source in spec.sources
-    }
+    if height != width:
+        raise DataError(f"data set {source.name!r}: expected a model of square images, got {height} x {width}")
+    label_mode: Literal["class", "none"] = "class" if denoiser.classes else "none"
+    data = load_data_set(
+        source, images=spec.images, size=height, channels=channels, label_mode=label_mode, at_most=spec.at_most
+    )
+    if denoiser.codec is not None:
+        latents = {
+            "measured": encoded(data.measured, denoiser.codec),
+            "reference": encoded(data.reference, denoiser.codec),
+        }
+        data = replace(data, **latents)
+    return unprompted(denoiser, data) if takes_text(denoiser) else data
 
 
 class Runner:
@@ -107,14 +139,13 @@ class Runner:
         if spec.threads:
             torch.set_num_threads(spec.threads)
         self._subject = subject or load_subject(spec.subject)
-        device = self._subject.denoiser.device
         self._engine = Engine(
             self._subject.denoiser,
             self._subject.layers,
             self._subject.data,
             steps=spec.steps,
             seed=spec.seed,
-            rows=spec.rows or (256 if device.type == "cuda" else 32),
+            rows=spec.rows,
         )
         self._directory = RunDirectory(Path(spec.run_dir))
         self._metric = spec.metric
@@ -196,12 +227,23 @@ class Runner:
         made = self._engine.sample(
             first.dataset, first.window, [t.intervention for t in trials], generated(first), first.first_image
         )
+        made = Generated(self._pictures(made.baseline), self._pictures(made.ablated))
         for index, trial in enumerate(trials):
             shown = slice(0, max(1, trial.samples))
             save_grid(
                 self._directory.samples / f"{trial.trial_id}.png", made.baseline[shown], made.ablated[index][shown]
             )
         return measure_generated(made, properties=first.protocol == "sample")
+
+    def _pictures(self, generated: torch.Tensor) -> torch.Tensor:
+        """Pixels ``[..., c, h, w]`` of what was generated: decoded latents, or their mean where nothing decodes."""
+        denoiser = self._subject.denoiser
+        if denoiser.pixels == 1:
+            return generated
+        if denoiser.codec is None:
+            return generated.mean(dim=-3, keepdim=True)
+        flat = denoiser.codec.decode(generated.flatten(0, -4))
+        return flat.view(*generated.shape[:-3], *flat.shape[1:])
 
 
 def measure_generated(made: Generated, *, properties: bool) -> dict[str, Paired]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from circuits.conditioning import draw
 from sweeps.aggregate import Aggregate
 from sweeps.candidates import search_images, search_space
 from sweeps.config import Config
@@ -81,9 +82,9 @@ def print_search_plan(console: Console, config: Config, subject: Subject, direct
 def probe(subject: Subject) -> tuple[float, float]:
     """FLOPs and seconds of one row on this machine, at a batch of 32 rows."""
     denoiser = subject.denoiser
-    x = torch.randn(_PROBE_ROWS, denoiser.channels, denoiser.size, denoiser.size)
+    x = torch.randn(_PROBE_ROWS, *denoiser.sample_shape)
     t = torch.full((_PROBE_ROWS,), denoiser.train_timesteps // 2)
-    labels = torch.zeros(_PROBE_ROWS, dtype=torch.long) if denoiser.classes else None
+    labels = draw(denoiser.network, _PROBE_ROWS, torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
         denoiser(x, t, labels)
     times = []

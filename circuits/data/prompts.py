@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 
-from circuits.conditioning import Conditioning
+from circuits.conditioning import Conditioning, inputs_of
 from circuits.data.image_sets import ImageSet
 from circuits.data.sources import REFERENCE_IMAGES, DataSet
 from circuits.denoisers import Denoiser
@@ -85,6 +85,22 @@ class PromptedSet(DataSet):
     def reference_condition(self, units: Sequence[int]) -> Conditioning:
         """What these reference images are conditioned on."""
         return self.reference_conditioning.rows(units)
+
+
+def takes_text(denoiser: Denoiser) -> bool:
+    """Whether the network is conditioned on text."""
+    return any(given.kind == "embedding" for given in inputs_of(denoiser.network))
+
+
+def unprompted(denoiser: Denoiser, data: DataSet) -> PromptedSet:
+    """Images without prompts, for a model of text: each is conditioned on the empty prompt.
+
+    Raises:
+        ModelError: the text encoders cannot be loaded.
+    """
+    empty = encode_prompts(denoiser, [""])
+    measured, reference = (empty.rows([0] * len(images)) for images in (data.measured, data.reference))
+    return PromptedSet(data.name, data.label, data.measured, data.reference, measured, reference)
 
 
 def prompted_data_set(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Int
 
+from circuits.conditioning import Conditioning
 from circuits.data.folders import celeba, image_folder
 from circuits.data.image_sets import ImageSet
 from circuits.data.lfw_faces import lfw_faces
@@ -32,13 +33,15 @@ class SourceSpec:
         name: in tables, e.g. ``natural``.
         source: one of SOURCES.
         label: class label of the images for a class-conditional model; None if it has none.
-        root: folder or hub id, for the sources that need one.
+        root: folder or hub id, for the sources that need one; of prompts the text file.
+        prompts: for the source ``prompts``, where they are no file.
     """
 
     name: str
     source: str
     label: int | None = None
     root: str | None = None
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ class DataSet:
     def labels(self, n: int) -> Int[torch.Tensor, " n"] | None:
         """The class label, n times; None if the data set has none."""
         return None if self.label is None else torch.full((n,), self.label)
+
+    def condition(self, units: Sequence[int]) -> Int[torch.Tensor, " n"] | Conditioning | None:
+        """What these measured images are conditioned on, a row each: here the class label."""
+        return self.labels(len(units))
+
+    def reference_condition(self, units: Sequence[int]) -> Int[torch.Tensor, " n"] | Conditioning | None:
+        """What these reference images are conditioned on."""
+        return self.labels(len(units))
 
 
 def _synthetic(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:

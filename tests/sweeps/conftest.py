@@ -47,7 +47,7 @@ def settings(pipeline: Path, pictures: Path) -> list[str]:
     return [
         "sweep=smoke", "sweep.modes=[zero]", "sweep.images=8", "sweep.steps=4", "sweep.samples=2",
         "model=hub", f"model.path={pipeline}", "data=folder", f"data.root={pictures}", "cluster=inline", "tracker=none",
-        "stats=fixed",
+        "stats=fixed", "run.rows=32",
     ]  # fmt: skip
 
 
