@@ -58,6 +58,10 @@ class ComparedRun:
     def stats(self) -> Mapping[str, Any]:
         return self.config["stats"]
 
+    @property
+    def stops_early(self) -> bool:
+        return self.stats.get("statistic", "none") != "none"
+
     @cached_property
     def gains(self) -> dict[str, Gains]:
         found = read_gains(self.directory, self.trials["trial_id"].tolist(), TESTED)
@@ -103,6 +107,7 @@ def compare_runs(chosen: RunConfig) -> str:
         "only_b": match.only_b,
         "permutations": permutations_for(len(primary), alpha),
         "pairings": [_pairing(key, found) for key, found in pairings.items()],
+        "stops_early": a.stops_early or b.stops_early,
         "factors": factors(match, pairings.values(), a.config, b.config, a.facts, b.facts),
         "differences": differences(a.config, b.config, a.facts, b.facts),
         "over_heads": over_heads(match, a, b, pairings, metric),
@@ -187,6 +192,9 @@ def _contrasted(
         if units.paired:
             gone = np.isnan(g_a) | np.isnan(g_b)
             g_a, g_b = np.where(gone, np.nan, g_a), np.where(gone, np.nan, g_b)
+        if key[2] == "denoise" and (a.stops_early or b.stops_early):
+            # When a trial stopped depends on its values, so only the first looks, which every trial has, are compared.
+            g_a, g_b = _complete(g_a), _complete(g_b)
         sizes = np.stack([np.count_nonzero(~np.isnan(g), axis=1) for g in (g_a, g_b)], axis=1)
         for n_a, n_b in np.unique(sizes[(sizes >= 2).all(axis=1)], axis=0):
             rows = np.flatnonzero((sizes == (n_a, n_b)).all(axis=1))
@@ -253,7 +261,7 @@ def over_heads(
         g_b = _columns(b.gains[metric].of(part["trial_b"].tolist()), units.b)
         if units.paired:
             g_a, g_b = np.zeros((len(part), 2)), g_b - g_a
-        g_a, g_b = (g[:, ~np.isnan(g).any(axis=0)] for g in (g_a, g_b))
+        g_a, g_b = _complete(g_a), _complete(g_b)
         if head.max() < 1 or min(g_a.shape[1], g_b.shape[1]) < 2:
             continue
         heads_a, heads_b = (np.stack([g[head == i].mean(axis=0) for i in np.unique(head)]) for g in (g_a, g_b))
@@ -313,6 +321,11 @@ def _columns(g: Float[np.ndarray, "cells units"], units: np.ndarray) -> Float[np
     missing = int(units.max(initial=-1)) + 1 - g.shape[1]
     padded = np.pad(g, ((0, 0), (0, missing)), constant_values=np.nan) if missing > 0 else g
     return padded[:, units]
+
+
+def _complete(g: Float[np.ndarray, "cells units"]) -> Float[np.ndarray, "cells shared"]:
+    """The units that every cell has."""
+    return g[:, ~np.isnan(g).any(axis=0)]
 
 
 def _dense(g: Float[np.ndarray, "cells units"], n: int) -> Float[np.ndarray, "cells n"]:

@@ -32,7 +32,7 @@ class CellMatch:
 
 
 def match_cells(a: pd.DataFrame, b: pd.DataFrame) -> CellMatch:
-    """Match the trials of two plans on the axes that they share; trials a search chose from are left out."""
+    """Match the trials of two plans on the axes that they share; not controls, nor what a search chose from."""
     left, right = _cells(a), _cells(b)
     across = {}
     crossed: list[str] = []
@@ -75,7 +75,7 @@ def disagreement(a: pd.DataFrame, b: pd.DataFrame) -> str:
 
 
 def _cells(trials: pd.DataFrame) -> pd.DataFrame:
-    chosen = trials[phases(trials) != "search"]
+    chosen = trials[~phases(trials).isin(["search", "control"])]
     # A head or a layer is known by its index, which two models may share where module paths differ.
     sites = [
         "" if level in ("head", "layer") else ", ".join(sorted(map(str, site)))

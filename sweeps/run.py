@@ -123,12 +123,8 @@ def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser) -> Da
     data = load_data_set(
         source, images=spec.images, size=height, channels=channels, label_mode=label_mode, at_most=spec.at_most
     )
-    if denoiser.codec is not None:
-        latents = {
-            "measured": encoded(data.measured, denoiser.codec),
-            "reference": encoded(data.reference, denoiser.codec),
-        }
-        data = replace(data, **latents)
+    if (codec := denoiser.codec) is not None:
+        data = replace(data, measured=encoded(data.measured, codec), reference=encoded(data.reference, codec))
     return unprompted(denoiser, data) if takes_text(denoiser) else data
 
 

@@ -246,6 +246,70 @@ def test_many_trials_become_a_run_per_layer_and_window(run_dir):
     assert [caption.split()[1] for caption in row["samples.captions"]] == ["h0", "h2"]
 
 
+def make_controlled_run(run_dir: Path) -> Path:
+    """Head 0 of window 0 (trial000), a random subspace of it (trial001), the unablated model again (trial002)."""
+    run_dir = make_run(run_dir)
+    rows = pq.read_table(run_dir / "trials.parquet").to_pylist()
+    changes: list[dict[str, Any]] = [
+        {"phase": "grid", "draw": 0},
+        {"phase": "control", "mode": "subspace", "draw": 5},
+        {"phase": "control", "mode": "zero", "strength": 0.0, "draw": 0},
+    ]
+    same = {"window_index": 0, "t_start": 999, "t_end": 800, "head": 0}
+    pq.write_table(
+        pa.Table.from_pylist([{**row, **same, **change} for row, change in zip(rows, changes)]),
+        run_dir / "trials.parquet",
+    )
+    return run_dir
+
+
+def test_a_control_is_tracked_as_a_control(tmp_path):
+    run_dir = make_controlled_run(tmp_path / "runs" / "controlled")
+    trials = record(run_dir, 0, 1, 2)
+    track_from_records(run_dir, OFFLINE)
+    head, subspace, again = (Seen(trial_folder(run_dir, trial)) for trial in trials)
+    assert (head.run["job_type"], set(head.run["tags"])) == ("trial", {"zero", "lfw_faces", "denoise", "head"})
+    assert (subspace.run["job_type"], again.run["job_type"]) == ("control", "control")
+    assert set(subspace.run["tags"]) == {"control", "subspace", "lfw_faces", "denoise"}
+    assert subspace.run["display_name"] == "mid.attn subspace 5 t999-800 lfw_faces denoise"
+    assert again.run["display_name"] == "unablated again t999-800 lfw_faces denoise"
+    assert (subspace.config["phase"], subspace.config["draw"]) == ("control", 5)
+    (folder,) = folders(run_dir, "summary")
+    (row,) = Seen(folder).history
+    assert (row["trials/planned"], row["trials/controls"]) == (3, 2)
+
+
+def test_controls_stay_out_of_the_groups_of_ablations(tmp_path):
+    run_dir = make_controlled_run(tmp_path / "runs" / "controlled")
+    record(run_dir, 0, 1, 2)
+    outcome = track_from_records(run_dir, TrackerSettings(mode="offline", granularity="group"))
+    assert (outcome.logged, outcome.pending) == (3, 0)
+    heads, controls = sorted((Seen(folder) for folder in folders(run_dir, "group")), key=lambda s: s.config["trials"])
+    assert (heads.run["job_type"], heads.run["tags"], heads.config["trials"]) == ("group", ["group"], 1)
+    assert (controls.run["job_type"], set(controls.run["tags"])) == ("control", {"group", "control"})
+    assert controls.run["display_name"] == "mid.attn t999-800 controls"
+    assert controls.config["trials"] == 2
+
+
+def test_a_group_waits_for_trials_that_are_still_measured(run_dir):
+    """A trial that may stop early has records of its first images long before it is done."""
+    record(run_dir, 0, 2)
+    tracker = open_tracker(run_dir, TrackerSettings(mode="offline", granularity="group"))
+    tracker.trial_done("trial000")
+    assert tracker.follow_once() == 0, "trial002 goes on"
+    record(run_dir, 2, units=range(UNITS, 9), part="more-images")
+    assert tracker.follow_once() == 0
+    tracker.trial_done("trial002")
+    assert tracker.follow_once() == 1
+    assert tracker.follow_once() == 0
+    (folder,) = folders(run_dir, "group")
+    (row,) = Seen(folder).history
+    content = json.loads((folder / "files" / row["table.path"]).read_text())
+    assert {found[content["columns"].index("trial_id")] for found in content["data"]} == {"trial000", "trial002"}
+    assert [line["content"] for line in ledger(run_dir)] == [str((5 + 9) * len(FACTORS))]
+    assert tracker.finish().pending == 0
+
+
 def test_a_bad_measurement_leaves_only_its_number_out(run_dir):
     rows = [
         {"trial_id": "trial000", "unit": unit, "metric": "edge", "baseline": baseline, "ablated": 3.0}

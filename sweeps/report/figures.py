@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from sweeps.report import wording
 from sweeps.report.cell_grid import grid_axes
+from sweeps.report.control_plots import against_controls
+from sweeps.report.controls import Controls
 from sweeps.report.drawing import Drawing
 from sweeps.report.findings import detectable_percent
 from sweeps.report.heatmap import heatmap
@@ -69,22 +71,25 @@ def draw_forest(run: ReportedRun) -> list[Drawing]:
             title=f"The {len(top)} strongest head trials",
             alt=f"Forest plot of the {len(top)} strongest head trials. First: {wording.site(first)} on "
             f"{first.dataset}, {wording.effect(first)}.",
-            caption=f"Point: percent degradation; line: its {wording.CONFIDENCE} interval, not adjusted for the "
+            caption=f"Point: percent degradation; line: its {wording.CONFIDENCE} interval"
+            f"{', which holds wherever the trial stopped' if run.stops_early else ''}, not adjusted for the "
             "selection: the top of a ranking is partly luck, so confirm it on fresh images. Grey band: the margin of "
-            f"negligible effects.{_ranks_caption(top)}",
+            f"negligible effects.{_ranks_caption(run, top)}",
         )
     ]
 
 
-def _ranks_caption(cells: pd.DataFrame) -> str:
-    if not cells["rank"].notna().any():
+def _ranks_caption(run: ReportedRun, top: pd.DataFrame) -> str:
+    if not top["rank"].notna().any():
         return ""
-    first = next(cells[cells["rank"].notna()].itertuples())
+    first = next(top[top["rank"].notna()].itertuples())
     ranked, images = int(first.ranked), int(first.rank_images)
-    screened = " that lead on the other images" if images < first.n else ""
+    heads = run.cells[(run.cells["level"] == "head") & (run.cells["dataset"] == first.dataset)]
+    screened = " that lead on the other images" if ranked < len(heads) else ""
+    shared = " that all of them have" if run.stops_early else ""
     return (
         f" Right: the rank of a trial among the {ranked:,} head trials of its data set{screened}, with intervals that "
-        f"hold all at once, from {images:,} images; empty where a trial is not among them."
+        f"hold all at once, from {images:,} images{shared}; empty where a trial is not among them."
     )
 
 
@@ -100,8 +105,7 @@ def draw_evidence(run: ReportedRun) -> list[Drawing]:
             title="Effect against evidence",
             alt=f"Volcano plot: percent degradation against minus log ten p for {len(cells)} trials.",
             caption="Every trial; squares are whole layers. Large and certain effects are to the upper right; the grey "
-            "band is the margin. The test is one-sided: improvements lie at the bottom left. p cannot fall below 2⁻ᴺ, "
-            "which is where the top row stops.",
+            f"band is the margin. The test is one-sided: improvements lie at the bottom left.{_top_row(run)}",
         ),
         Drawing(
             name="p-values",
@@ -109,27 +113,43 @@ def draw_evidence(run: ReportedRun) -> list[Drawing]:
             title="All p-values together",
             alt=f"Histogram and quantile plot of {len(cells)} p-values; {below} are below 0.05.",
             caption="Dashed: what no effect anywhere would give. The band is pointwise 95% for independent trials; "
-            "these share images and a network, so it is a guide only.",
+            f"these share images and a network, so it is a guide only.{_cautious(run)}",
         ),
     ]
+
+
+def _top_row(run: ReportedRun) -> str:
+    if not run.stops_early:
+        return " p cannot fall below 2⁻ᴺ, which is where the top row stops."
+    return " A trial that stopped early was stopped as soon as p was small enough, so only its effect says how large."
+
+
+def _cautious(run: ReportedRun) -> str:
+    if not run.stops_early:
+        return ""
+    return (
+        " p-values that hold wherever a trial stops are cautious: without any effect they would lie below the dashed "
+        "line, many of them at 1."
+    )
 
 
 def draw_resolution(run: ReportedRun) -> list[Drawing]:
     """What this many images can show: detectable effects, agreement of halves, and images used where they vary."""
     cells, stats = run.cells, run.stats
     drawings = []
-    if len(spread_between_images(cells)) > 1:
+    if len(spread_between_images(cells)) > 1 and stats.statistic in ("none", "obf"):
         corrected = corrected_level(cells, stats.alpha)
-        smallest = detectable_percent(cells, stats.alpha)
+        smallest = detectable_percent(cells, stats)
         drawings.append(
             Drawing(
                 name="minimum-detectable",
-                figure=_styled(minimum_detectable, cells, stats.alpha, corrected, 100 * stats.margin),
+                figure=_styled(minimum_detectable, cells, stats, corrected),
                 title="What could have been found",
                 alt=f"Smallest detectable degradation of {len(cells)} trials, {wording.percent(smallest)} for the "
                 "middle one, and how it falls with the number of images.",
                 caption="Solid: one trial tested alone. Dashed: at the largest p that the correction over all trials "
-                "let pass. Grey band: 80% of the trials. Normal approximation from the spread between images.",
+                "let pass. Grey band: 80% of the trials. Normal approximation from the spread between images"
+                f"{', by the stopping boundary of the last image' if run.stops_early else ''}.",
             )
         )
     halves = cells[cells["level"] == "head"] if (cells["level"] == "head").any() else cells
@@ -162,6 +182,25 @@ def draw_resolution(run: ReportedRun) -> list[Drawing]:
     return drawings
 
 
+def draw_controls(run: ReportedRun, controls: Controls | None) -> list[Drawing]:
+    """Every zeroed head beside the random subspaces of its layer and window."""
+    if controls is None or controls.heads.empty or controls.drawn["mean_log_ratio"].isna().all():
+        return []
+    heads, drawn = controls.heads, controls.drawn
+    return [
+        Drawing(
+            name="random-subspaces",
+            figure=_styled(against_controls, heads, drawn, run.datasets, controls.alpha),
+            title="Each head beside random subspaces of its layer",
+            alt=f"Effects of {wording.count(len(heads), 'trial')} with a zeroed head beside those of "
+            f"{wording.count(len(drawn), 'random subspace')}, by layer and window; {len(controls.worse)} of the head "
+            "trials are worse than their controls over images.",
+            caption=f"Both from the same {controls.images} images, so a head may stand elsewhere than in the ranking, "
+            "which uses all that its trial took.",
+        )
+    ]
+
+
 def draw_contrasts(run: ReportedRun) -> list[Drawing]:
     """The first data set against each of the others."""
     drawings = []
@@ -177,7 +216,8 @@ def draw_contrasts(run: ReportedRun) -> list[Drawing]:
                 title=f"{first} against {other}",
                 alt=f"Scatter of {len(pairs)} cells, {first} against {other}, and the heads with the widest gaps.",
                 caption="Left: each cell on both data sets; on the diagonal both are hurt alike. Right: the heads with "
-                "the widest gap, each in its widest cell, chosen because it is wide: see the table for tests.",
+                "the widest gap, each in its widest cell, chosen because it is wide: see the table for tests."
+                f"{' Each effect is that of its own stop.' if run.stops_early else ''}",
             )
         )
     return drawings

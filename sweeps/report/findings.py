@@ -8,8 +8,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from sweeps.report import wording
+from sweeps.report.controls import control_sentences, read_controls
 from sweeps.report.plots import contrast_pairs
-from sweeps.report.reported_run import VERDICTS, ReportedRun
+from sweeps.report.reported_run import VERDICTS, ReportedRun, Stats
 from sweeps.report.resolution import level_under_skew, smallest_detectable, spread_between_images
 
 _LEANS = 1.0  # skewness beyond which a trial's test is no longer close to its level
@@ -18,12 +19,12 @@ _LEANS = 1.0  # skewness beyond which a trial's test is no longer close to its l
 def key_findings(run: ReportedRun) -> list[str]:
     if run.cells.empty:
         return [f"No trial has an effect on {run.stats.metric} yet."]
-    found = [_verdicts(run), *(_strongest(run, dataset) for dataset in run.datasets), _when(run)]
+    found = [_verdicts(run), _stopping(run), *(_strongest(run, dataset) for dataset in run.datasets), _when(run)]
     if len(run.datasets) > 1:
         found.append(_agreement(run, *run.datasets[:2]))
     if run.cells["variant"].nunique() > 1:
         found.append(_modes(run))
-    found += [_resolution(run), _selection(run)]
+    found += [*control_sentences(read_controls(run)), _resolution(run), _selection(run)]
     return [_unbroken(sentence) for sentence in found if sentence]
 
 
@@ -37,9 +38,14 @@ def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
     return {verdict: int(counts.get(verdict, 0)) for verdict in VERDICTS}
 
 
-def detectable_percent(cells: pd.DataFrame, alpha: float) -> float:
-    """The degradation that half of these trials find with 80% power at the uncorrected alpha, one-sided."""
-    return 100 * math.expm1(smallest_detectable(spread_between_images(cells), cells["n"], alpha).median())
+def detectable_percent(cells: pd.DataFrame, stats: Stats) -> float:
+    """The degradation that half of these trials find with 80% power at the uncorrected alpha, one-sided.
+
+    With all images that they may use.
+    """
+    spread = spread_between_images(cells)
+    smallest = smallest_detectable(spread, cells.loc[spread.index, "most"], stats.alpha, stats.statistic)
+    return 100 * math.expm1(smallest.median())
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,19 @@ def _verdicts(run: ReportedRun) -> str:
         f"{counts['improved']:,} improve it, {counts['negligible']:,} are negligible (within "
         f"±{100 * run.stats.margin:g}%) and {counts['inconclusive']:,} ({share:.0f}%) are inconclusive, "
         f"at a false discovery rate of {100 * run.stats.alpha:g}%."
+    )
+
+
+def _stopping(run: ReportedRun) -> str:
+    """What stopping as soon as a verdict is certain saved."""
+    if not run.stops_early:
+        return ""
+    used, most = run.cells["n"], run.cells["most"]
+    ended = int((used < most).sum())
+    return (
+        f"Stopping early used {used.sum():,} of {most.sum():,} images ({100 * used.sum() / most.sum():.0f}%): a mean "
+        f"of {used.mean():.0f} a trial instead of {most.mean():.0f}; {ended:,} of {wording.count(len(used), 'trial')} "
+        "ended before their last image."
     )
 
 
@@ -167,10 +186,11 @@ def _selection(run: ReportedRun) -> str:
 
 
 def _resolution(run: ReportedRun) -> str:
-    smallest = detectable_percent(run.cells, run.stats.alpha)
+    smallest = detectable_percent(run.cells, run.stats)
+    images = ", if they used all of their images" if run.stops_early else ""
     return (
         f"Inconclusive does not mean no effect: before correction for the number of trials, half of these trials could "
-        f"find a degradation of {wording.percent(smallest)} with 80% power."
+        f"find a degradation of {wording.percent(smallest)} with 80% power{images}."
         if math.isfinite(smallest)
         else ""
     )

@@ -6,12 +6,21 @@ from typing import Any
 
 from sweeps.records import publish
 from sweeps.report import wording
+from sweeps.report.controls import Controls, control_sentences, floor_sentence, read_controls
 from sweeps.report.drawing import Drawing
-from sweeps.report.figures import draw_contrasts, draw_evidence, draw_forest, draw_heatmaps, draw_resolution
+from sweeps.report.figures import (
+    draw_contrasts,
+    draw_controls,
+    draw_evidence,
+    draw_forest,
+    draw_heatmaps,
+    draw_resolution,
+)
 from sweeps.report.findings import detectable_percent, key_findings, skewness, verdict_counts
+from sweeps.report.registration import margin, most_images, registration
 from sweeps.report.reported_run import VERDICTS, ReportedRun, mapping, read_run
 from sweeps.report.samples import sample_gallery
-from sweeps.report.tables import comparison_rows, failure_rows, metric_rows, tally, trial_rows
+from sweeps.report.tables import comparison_rows, control_rows, failure_rows, metric_rows, tally, trial_rows
 from sweeps.report.template import Figure, embedded, fill
 
 TOP_ROWS = 30
@@ -19,6 +28,7 @@ MAX_ROWS = 4_000  # of the table of all trials; the rest is in effects.parquet
 SHOWN_COMPARISONS = 15
 MAX_COMPARISONS = 500
 MAX_FAILURES = 100
+MAX_CONTROLLED = 200  # heads worse than a random subspace; the rest is in comparisons.parquet
 
 
 def write_report(run_dir: Path) -> Path:
@@ -41,6 +51,7 @@ def render(run: ReportedRun, figures: Path) -> str:
     rows = trial_rows(run.cells)
     is_head = run.cells["level"] == "head"
     metrics, other_metrics = metric_rows(run)
+    controls = read_controls(run)
     return fill(
         "index.html.j2",
         title=_title(run),
@@ -67,10 +78,15 @@ def render(run: ReportedRun, figures: Path) -> str:
         other_metrics=other_metrics if len(metrics) > 1 else [],
         comparisons=comparison_rows(run, MAX_COMPARISONS),
         shown_comparisons=SHOWN_COMPARISONS,
-        comparison_count=len(run.comparisons),
+        comparison_count=len(run.data_set_contrasts),
+        contrast_images=_contrast_images(run),
+        controls=None if controls is None else _controls(run, controls),
+        control_figures=shown(draw_controls(run, controls)),
         failures=failure_rows(run)[:MAX_FAILURES],
         failure_count=len(run.failures),
         method=_method(run),
+        registered=registration(run),
+        stops_early=run.stops_early,
         stats=run.stats,
     )
 
@@ -88,19 +104,26 @@ def _lead(run: ReportedRun) -> str:
     sets = trials.loc[trials["level"] == "set", "sites"].nunique()
     layers = wording.count(sets, "set") + " of heads" if sets else layers
     parts = [
-        f"{layers} of {_range(heads.min(), heads.max())} heads" if len(heads) else layers,
+        f"{layers} of {wording.between(heads)} heads" if len(heads) else layers,
         wording.count(trials["window_index"].nunique(), "window"),
         f"{wording.count(trials['variant'].nunique(), 'mode')} ({', '.join(trials['variant'].unique())})",
         f"{wording.count(trials['dataset'].nunique(), 'data set')} ({', '.join(trials['dataset'].unique())})",
     ]
-    return f"{wording.count(len(trials), 'trial')}: {wording.listing(parts)}." if len(trials) else "No trials."
+    if trials.empty:
+        return "No trials."
+    return f"{wording.count(len(trials), 'trial')}: {wording.listing(parts)}.{_beside(run)}"
+
+
+def _beside(run: ReportedRun) -> str:
+    drawn = int((run.controls["strength"] > 0).sum())
+    return f" Beside them, {wording.count(drawn, 'random subspace')} as controls." if drawn else ""
 
 
 def _brief(run: ReportedRun) -> list[str]:
     """How much, when and where, for the head of the page."""
     about, n = run.run, run.cells["n"]
     parts = [
-        f"{_range(int(n.min()), int(n.max()))} images a trial" if len(n) else "",
+        f"{_images(run)} images a trial" if len(n) else "",
         wording.moment(about["finished"]) if about.get("finished") else "",
         wording.duration(float(about["seconds"])) if about.get("seconds") else "",
         _machine(run),
@@ -116,13 +139,12 @@ def _facts(run: ReportedRun) -> list[tuple[str, str]]:
     counts = mapping(about.get("counts"))
     took = f" ({wording.duration(float(about['seconds']))})" if about.get("seconds") else ""
     size = f"{float(model['parameters']) / 1e6:.3g} M parameters" if model.get("parameters") else None
-    n = run.cells["n"]
     facts = {
         "Sweep": mapping(config.get("sweep")).get("name"),
         "Model": ", ".join(str(part) for part in (model.get("path"), model.get("revision"), size) if part),
         "Protocols": ", ".join(run.trials["protocol"].unique()),
-        "Images a trial": _range(int(n.min()), int(n.max())) if len(n) else None,
-        "Counts": ", ".join(f"{number:,} {noun}" for noun, number in counts.items() if isinstance(number, int)),
+        "Images a trial": _images(run) if len(run.cells) else None,
+        "Counts": ", ".join(_count(run, noun, n) for noun, n in counts.items() if isinstance(n, int)),
         "When": when + took,
         "Machine": _machine(run),
         "Seeds": wording.plain(about["seeds"]) if about.get("seeds") is not None else None,
@@ -139,8 +161,15 @@ def _machine(run: ReportedRun) -> str:
     return ", ".join(wording.plain(run.run[key]) for key in ("machine", "device") if run.run.get(key))
 
 
-def _range(low: int, high: int) -> str:
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def _images(run: ReportedRun) -> str:
+    """``64``; or ``16 to 96 of at most 256``."""
+    used = wording.between(run.cells["n"])
+    return f"{used} of at most {most_images(run)}" if run.stops_early else used
+
+
+def _count(run: ReportedRun, noun: str, number: int) -> str:
+    of_these = f" ({len(run.controls):,} of them controls)" if noun == "trials" and len(run.controls) else ""
+    return f"{number:,} {noun}{of_these}"
 
 
 def _layers(run: ReportedRun) -> list[tuple[str, str]]:
@@ -166,22 +195,45 @@ def _data(run: ReportedRun) -> list[dict[str, str]]:
     return rows
 
 
+def _contrast_images(run: ReportedRun) -> str:
+    """``16`` images of each data set; ``16 and 32`` where they differ between the two of a contrast."""
+    sizes = run.data_set_contrasts[["n_a", "n_b"]]
+    if sizes.empty:
+        return ""
+    return " and ".join(dict.fromkeys(wording.between(sizes[side].astype(int)) for side in ("n_a", "n_b")))
+
+
+def _controls(run: ReportedRun, controls: Controls) -> dict[str, Any]:
+    """What the section about random subspaces quotes."""
+    found: dict[str, Any] = {
+        "floor": floor_sentence(controls, run.stats.metric, run.stats.log_margin),
+        "sentences": control_sentences(controls),
+        "compared": len(controls.heads),
+    }
+    if len(controls.heads):
+        found |= {
+            "number": controls.number,
+            "images": controls.images,
+            "resolution": wording.probability(controls.resolution),
+            "coarse": controls.resolution > controls.alpha,
+            "needed": math.ceil(1 / controls.alpha) - 1,
+            "worse": len(controls.worse),
+            "rows": control_rows(controls.worse.head(MAX_CONTROLLED)),
+        }
+    return found
+
+
 def _method(run: ReportedRun) -> dict[str, Any]:
     """The figures that "Method and limits" quotes."""
-    n, cells = run.cells["n"], run.cells
-    smallest = detectable_percent(cells, run.stats.alpha) if len(cells) else math.nan
+    cells = run.cells
+    smallest = detectable_percent(cells, run.stats) if len(cells) else math.nan
     return {
-        "images": _range(int(n.min()), int(n.max())) if len(n) else "0",
-        "families": wording.count(len(cells.drop_duplicates(["layer_index", "window_index"])), "family").replace(
-            "familys", "families"
-        ),
-        "margin": f"{100 * run.stats.margin:g}",
-        "margin_low": f"{-100 * math.expm1(-run.stats.log_margin):.3g}",
-        "detectable": wording.percent(smallest),
+        "images": wording.between(cells["n"]) if len(cells) else "0",
+        "margin": margin(run),
+        "detectable": wording.percent(smallest) if math.isfinite(smallest) else "",
         "skewness": skewness(run),
         "stopped_early": int(cells["stopped"].notna().sum()),
         "futile": int((cells["stopped"] == "futile").sum()),
         "protocol": str(cells["protocol"].iloc[0]) if len(cells) else "denoise",
         "modes": [str(mode) for mode in cells["mode"].unique()],
-        "settings": wording.plain(mapping(run.config.get("stats"))),
     }

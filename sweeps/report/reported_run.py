@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ DIAGNOSTIC_COLUMNS = (
 )  # fmt: skip
 FAILURE_COLUMNS = ("trial_id", "error", "traceback", "attempts")
 
+DATA_SET_CONTRAST = "data set contrast"  # how the names of such comparisons start
+
 # What makes two trials the same cell, whatever the data set and the protocol.
 SITE_KEYS = ["level", "layer_index", "head", "stream", "sites"]
 CELL_KEYS = [*SITE_KEYS, "variant", "window_index"]
@@ -35,11 +37,20 @@ CELL_KEYS = [*SITE_KEYS, "variant", "window_index"]
 
 @dataclass(frozen=True)
 class Stats:
-    """What was registered under `stats` before the run; negligible is within a factor of 1 + margin."""
+    """What was registered under `stats` before the run; negligible is within a factor of 1 + margin.
+
+    statistic: obf, sign or betting where trials stop early, none where each is measured on all of its images. The rest
+    belongs to the stopping rule: see StoppingRule.
+    """
 
     metric: str = "noise_mse"
     margin: float = 0.05
     alpha: float = 0.05
+    statistic: str = "none"
+    correction: str | None = None
+    first: int = 16
+    batch: int = 16
+    futility: float | None = None
 
     @property
     def log_margin(self) -> float:
@@ -48,10 +59,17 @@ class Stats:
 
 @dataclass(frozen=True)
 class ReportedRun:
+    """
+    Attributes:
+        trials: the ablations; controls: random subspaces, and the unablated model measured once more (strength 0).
+        stats: what was registered; its statistic is "none" where the rule governs no trial.
+    """
+
     path: Path
     config: dict[str, Any]
     run: dict[str, Any]
     trials: pd.DataFrame
+    controls: pd.DataFrame
     effects: pd.DataFrame
     comparisons: pd.DataFrame
     diagnostics: pd.DataFrame
@@ -63,6 +81,7 @@ class ReportedRun:
         """Effects on the primary metric with the columns of their trials, the strongest degradation first.
 
         One protocol only: `denoise` where it was run, so that no cell is there twice. Of a search, what it confirmed.
+        `most`: images that a trial could have used, `n` those that it did.
         """
         metric_effects = self.effects[self.effects["metric"] == self.stats.metric]
         joined = metric_effects.merge(self.trials, on="trial_id", how="left", validate="one_to_one")
@@ -73,9 +92,18 @@ class ReportedRun:
             joined = joined[joined["protocol"] == ("denoise" if "denoise" in protocols else protocols[0])]
         per_image = self.diagnostics[self.diagnostics["metric"] == self.stats.metric].drop(columns="metric")
         joined = joined.merge(per_image, on="trial_id", how="left", validate="one_to_one")
-        order = joined.assign(called=joined["verdict"] == "degraded")
+        most = joined["images"] if self.stops_early else joined["n"]
+        order = joined.assign(called=joined["verdict"] == "degraded", most=most.astype(int))
         order = order.sort_values(["called", "mean_log_ratio"], ascending=False, kind="stable")
         return order.drop(columns="called").reset_index(drop=True)
+
+    @property
+    def stops_early(self) -> bool:
+        return self.stats.statistic != "none"
+
+    @cached_property
+    def data_set_contrasts(self) -> pd.DataFrame:
+        return self.comparisons[self.comparisons["name"].astype(str).str.startswith(DATA_SET_CONTRAST)]
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -105,13 +133,16 @@ def read_run(path: Path) -> ReportedRun:
     config = mapping(directory.read_config())
     trials = _table(directory.trials, TRIAL_COLUMNS)
     effects = _table(directory.effects, EFFECT_COLUMNS)
-    stats = _stats(mapping(config.get("stats")))
+    is_control = trials["phase"] == "control" if "phase" in trials else pd.Series(False, index=trials.index)
+    stats = _stats(mapping(config.get("stats")), trials)
+    effects = effects[~effects["trial_id"].isin(trials.loc[is_control, "trial_id"])]
     _check_effects(effects, trials, stats)
     return ReportedRun(
         path=directory.path,
         config=config,
         run=mapping(directory.read_run()),
-        trials=_with_variant(trials),
+        trials=_with_variant(trials[~is_control]),
+        controls=_named_controls(trials[is_control]),
         effects=effects if "stopped" in effects else effects.assign(stopped=None),
         comparisons=_optional(directory.comparisons, COMPARISON_COLUMNS),
         diagnostics=_optional(directory.diagnostics, DIAGNOSTIC_COLUMNS),
@@ -132,9 +163,13 @@ def _optional(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return _table(path, columns) if path.is_file() else pd.DataFrame(columns=list(columns))
 
 
-def _stats(section: dict[str, Any]) -> Stats:
-    known = {key: section[key] for key in ("metric", "margin", "alpha") if section.get(key) is not None}
-    return Stats(**known)
+def _stats(section: dict[str, Any], trials: pd.DataFrame) -> Stats:
+    stats = Stats(**{key.name: section[key.name] for key in fields(Stats) if section.get(key.name) is not None})
+    # A rule governs the grid, where it looks at the error of images; a search, and protocol sample, it does not.
+    governed = {"images", "phase"} <= set(trials) and (
+        (trials["protocol"] == "denoise") & (trials["phase"] == "grid") & (trials["images"] >= 2)
+    ).any()
+    return stats if governed else replace(stats, statistic="none")
 
 
 def _check_effects(effects: pd.DataFrame, trials: pd.DataFrame, stats: Stats) -> None:
@@ -166,3 +201,15 @@ def _with_variant(trials: pd.DataFrame) -> pd.DataFrame:
     stream = trials["stream"].fillna("").astype(object)
     stream = stream if stream.nunique() > 1 else ""
     return trials.assign(variant=variant, sites=text.astype(object), stream=stream)
+
+
+def _named_controls(controls: pd.DataFrame) -> pd.DataFrame:
+    """Controls with the columns of ablations, so that a failed one can be named."""
+    draw = controls["draw"] if "draw" in controls else pd.Series(0, index=controls.index)
+    drawn = controls["strength"] > 0
+    return controls.assign(
+        variant=("random subspace " + draw.astype(str)).astype(object).where(drawn, "unablated, once more"),
+        level=controls["level"].astype(object).where(drawn, "model"),
+        sites=pd.Series("", index=controls.index, dtype=object).where(drawn, "model"),
+        stream="",
+    )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sweeps.report import wording
 from sweeps.report.axes import key, percent_axis
-from sweeps.report.reported_run import CALLED, VERDICTS
+from sweeps.report.reported_run import CALLED, VERDICTS, Stats
 from sweeps.report.resolution import smallest_detectable, spread_between_images
 from sweeps.report.theme import LIGHT
 
@@ -21,16 +21,18 @@ _REASONS = (
     ("futile", "improved", "stopped: futile"),
     ("", "negligible", "not stopped"),
 )
+_NAMED_SIZES = 20  # numbers of images that have room for a tick each
 _NOTE: dict[str, Any] = {"fontsize": 8, "color": LIGHT["muted"]}
 _Level = tuple[float, str, str, str]  # alpha, colour, line, label
 _FURTHER = 4  # times the images of this run that the right panel looks ahead
 
 
-def minimum_detectable(cells: pd.DataFrame, alpha: float, corrected: float, margin: float) -> Figure:
+def minimum_detectable(cells: pd.DataFrame, stats: Stats, corrected: float) -> Figure:
     """Left: the smallest effect each trial could have found. Right: what the middle trial finds with more images.
 
-    At alpha for one trial alone, and at the level that the correction over all trials came to. `margin` in percent.
+    At alpha for one trial alone, and at the level that the correction over all trials came to.
     """
+    alpha, margin = stats.alpha, 100 * stats.margin
     spread = spread_between_images(cells)
     figure = Figure(figsize=(10.9, 3.5), layout="constrained")
     shares, sizes = figure.subplots(1, 2)
@@ -38,8 +40,8 @@ def minimum_detectable(cells: pd.DataFrame, alpha: float, corrected: float, marg
         (alpha, "data-2", "-", f"one trial, p ≤ {alpha:g}"),
         (corrected, "data-1", "--", f"among all trials, p ≤ {wording.probability(corrected)}"),
     )
-    _draw_shares(shares, spread, cells.loc[spread.index, "n"], levels)
-    _draw_sizes(sizes, spread, int(cells["n"].max()), levels)
+    _draw_shares(shares, spread, cells.loc[spread.index, "most"], levels, stats.statistic)
+    _draw_sizes(sizes, spread, int(cells["most"].max()), levels, stats.statistic)
     shares.axvline(margin, color=LIGHT["hatch"], linewidth=1.2)
     sizes.axhline(margin, color=LIGHT["hatch"], linewidth=1.2)
     sizes.annotate("margin", (0, margin), (2, 2), sizes.get_yaxis_transform(), "offset points", **_NOTE)
@@ -47,23 +49,25 @@ def minimum_detectable(cells: pd.DataFrame, alpha: float, corrected: float, marg
     return figure
 
 
-def _draw_shares(axes: Axes, spread: pd.Series, images: pd.Series, levels: tuple[_Level, ...]) -> None:
+def _draw_shares(axes: Axes, spread: pd.Series, images: pd.Series, levels: tuple[_Level, ...], statistic: str) -> None:
     share = np.arange(1, len(spread) + 1) / len(spread)
     for level, colour, line, label in levels:
-        smallest = np.sort(100 * np.expm1(smallest_detectable(spread, images, level)))
+        smallest = np.sort(100 * np.expm1(smallest_detectable(spread, images, level, statistic)))
         axes.step(smallest, share, where="post", color=LIGHT[colour], linestyle=line, linewidth=1.6, label=label)
     axes.set_xscale("log")
     _percent_ticks(axes.xaxis)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("smallest degradation found with 80% power")
     axes.set_ylabel("share of trials")
-    axes.set_title("Each trial, with the images it had")
+    axes.set_title("Each trial, with all the images it may use")
 
 
-def _draw_sizes(axes: Axes, spread: pd.Series, most: int, levels: tuple[_Level, ...]) -> None:
+def _draw_sizes(axes: Axes, spread: pd.Series, most: int, levels: tuple[_Level, ...], statistic: str) -> None:
     n = np.geomspace(min(8, most), _FURTHER * most, 60)
     for level, colour, line, _ in levels:
-        low, middle, high = (100 * np.expm1(smallest_detectable(spread.quantile(q), n, level)) for q in (0.1, 0.5, 0.9))
+        low, middle, high = (
+            100 * np.expm1(smallest_detectable(spread.quantile(q), n, level, statistic)) for q in (0.1, 0.5, 0.9)
+        )
         axes.plot(n, middle, color=LIGHT[colour], linestyle=line, linewidth=1.6)
         if level == levels[0][0]:
             axes.fill_between(n, low, high, color=LIGHT["faint"], linewidth=0)
@@ -120,6 +124,8 @@ def images_used(cells: pd.DataFrame) -> Figure:
     mean = float(cells["n"].mean())
     axes.axvline(mean, color=LIGHT["ink"], linewidth=1, linestyle=":")
     axes.annotate(f"mean {mean:.0f}", (mean, 1), (3, -9), axes.get_xaxis_transform(), "offset points", **_NOTE)
+    if len(sizes) <= _NAMED_SIZES:
+        axes.set_xticks(sizes)
     axes.set_xlabel("images used")
     axes.set_ylabel("trials")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)

@@ -1,5 +1,6 @@
 """The rows of the page's tables: a value for sorting and a text for reading."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import pandas as pd
 
 from sweeps.report import wording
 from sweeps.report.findings import verdict_counts
-from sweeps.report.reported_run import CALLED, STOPPED, ReportedRun
+from sweeps.report.reported_run import CALLED, DATA_SET_CONTRAST, STOPPED, ReportedRun
 from sweeps.report.theme import bin_name
 
 
@@ -69,6 +70,25 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True)
+class ControlRow:
+    rank: int
+    trial_id: str
+    site: str
+    window: str
+    window_order: int
+    dataset: str
+    above: Number
+    ci_low: Number
+    ci_high: Number
+    p: Number
+    q: Number
+    p_controls: Number
+    images: int
+    percent: Number
+    verdict: str
+
+
+@dataclass(frozen=True)
 class FailureRow:
     trial: str
     error: str
@@ -103,11 +123,11 @@ def metric_rows(run: ReportedRun, rows: int = 12) -> tuple[list[str], list[Metri
 
 
 def comparison_rows(run: ReportedRun, limit: int) -> list[ComparisonRow]:
-    """The surest first."""
-    ordered = run.comparisons.sort_values(["q", "p"], kind="stable").head(limit)
+    """Between data sets, the surest first."""
+    ordered = run.data_set_contrasts.sort_values(["q", "p"], kind="stable").head(limit)
     return [
         ComparisonRow(
-            name=str(row.name),
+            name=str(row.name).removeprefix(f"{DATA_SET_CONTRAST}: "),
             metric=str(row.metric),
             group="" if row.group is None else str(row.group),
             estimate=number(row.estimate, wording.estimate),
@@ -122,8 +142,36 @@ def comparison_rows(run: ReportedRun, limit: int) -> list[ComparisonRow]:
     ]
 
 
+def control_rows(heads: pd.DataFrame) -> list[ControlRow]:
+    """Heads against random subspaces, in the order given."""
+
+    def percent(log_ratio: float) -> Number:
+        return number(100 * math.expm1(log_ratio), wording.percent)
+
+    return [
+        ControlRow(
+            rank=rank,
+            trial_id=str(head.trial_id),
+            site=wording.site(head),
+            window=wording.window(head),
+            window_order=int(head.window_index),
+            dataset=head.dataset,
+            above=percent(head.estimate),
+            ci_low=percent(head.ci_low),
+            ci_high=percent(head.ci_high),
+            p=number(head.p, wording.probability),
+            q=number(head.q, wording.probability),
+            p_controls=number(head.p_controls, wording.probability),
+            images=int(head.n_a),
+            percent=number(head.percent, wording.percent),
+            verdict=head.verdict,
+        )
+        for rank, head in enumerate(heads.itertuples(), start=1)
+    ]
+
+
 def failure_rows(run: ReportedRun) -> list[FailureRow]:
-    names = _trial_names(run.trials, run.failures["trial_id"])
+    names = _trial_names(pd.concat([run.trials, run.controls]), run.failures["trial_id"])
     return [
         FailureRow(
             names.get(row.trial_id, str(row.trial_id)), str(row.error), str(row.traceback or ""), str(row.attempts)

@@ -79,7 +79,7 @@ class Plan:
 
     @cached_property
     def groups(self) -> dict[GroupKey, list[str]]:
-        """Trials per layer and window."""
+        """Trials per layer and window, and the controls of each apart."""
         groups: dict[GroupKey, list[str]] = {}
         for trial, axes in self.trials.items():
             groups.setdefault(group_of(axes), []).append(trial)
@@ -100,16 +100,25 @@ class Plan:
 
 
 def group_of(axes: Axes) -> GroupKey:
-    return tuple(axes.get(key) for key in GROUP_AXES)
+    """Trials shown together; controls are no ablations, so they stay among themselves."""
+    place = tuple(axes.get(key) for key in GROUP_AXES)
+    return (*place, "control") if is_control(axes) else place
+
+
+def is_control(axes: Axes) -> bool:
+    """A random subspace, or the unablated model once more: what ablations are compared with."""
+    return axes.get("phase") == "control"
 
 
 def trial_run(plan: Plan, trial: str, measured: Measured, samples: bool) -> RunContent:
     axes = plan.trials[trial]
-    tags = [axes.get(key) for key in ("mode", "dataset", "protocol", "level")]
+    kind = "control" if is_control(axes) else "trial"
+    keys = ("phase", "mode", "dataset", "protocol") if is_control(axes) else ("mode", "dataset", "protocol", "level")
+    tags = [axes.get(key) for key in keys]
     return RunContent(
         id=plan.trial_id(trial),
         name=trial_name(axes),
-        job_type="trial",
+        job_type=kind,
         content=str(measured.rows),
         trials=1,
         config=axes,
@@ -122,6 +131,7 @@ def trial_run(plan: Plan, trial: str, measured: Measured, samples: bool) -> RunC
 def group_run(plan: Plan, key: GroupKey, measured: Mapping[str, Measured], samples: bool) -> RunContent:
     """All trials of a layer and window as a table, strongest first, with the sample grids of the strongest."""
     axes = dict(zip(GROUP_AXES, key))
+    controls = is_control(plan.trials[next(iter(measured))])
     trials = sorted(measured, key=lambda trial: _strength(measured[trial]), reverse=True)
     metrics = sorted({metric for found in measured.values() for metric in found.metrics})
     values = _timestep(axes) | {"trials": float(len(trials))}
@@ -130,12 +140,12 @@ def group_run(plan: Plan, key: GroupKey, measured: Mapping[str, Measured], sampl
         values |= _finite({f"{metric}/percent_max": max((p for p in percents if math.isfinite(p)), default=math.nan)})
     return RunContent(
         id=plan.group_id(key),
-        name=f"{axes['layer']} {_window(axes)}",
-        job_type="group",
+        name=f"{axes['layer']} {_window(axes)}" + (" controls" if controls else ""),
+        job_type="control" if controls else "group",
         content=str(sum(found.rows for found in measured.values())),
         trials=len(trials),
         config={**axes, "model": plan.trials[trials[0]].get("model"), "trials": len(trials)},
-        tags=("group",),
+        tags=("group", "control") if controls else ("group",),
         values=values,
         pictures={"samples": _samples(plan, trials, limit=8)} if samples else {},
         tables={"table": _trials_table(plan, trials[:TABLE_ROWS], measured, metrics)},
@@ -143,10 +153,12 @@ def group_run(plan: Plan, key: GroupKey, measured: Mapping[str, Measured], sampl
 
 
 def trial_name(axes: Axes) -> str:
-    """For people: `mid.attn h3 zero t800-600 lfw_faces denoise`."""
+    """For people: `mid.attn h3 zero t800-600 lfw_faces denoise`; of a control `mid.attn subspace 5 t800-600 ...`."""
     where = axes.get("layer") or "+".join(map(str, axes.get("sites") or [])) or str(axes.get("level"))
     head = axes.get("head")
     parts = [str(where), f"h{head}" if head is not None and head >= 0 else "", axes.get("mode"), _window(axes)]
+    if is_control(axes):
+        parts[:3] = [str(where), f"subspace {axes.get('draw')}"] if axes.get("strength") else ["unablated again"]
     parts += [axes.get("dataset"), axes.get("protocol")]
     return " ".join(str(part) for part in parts if part)[:128]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from sweeps.tracking.contents import TABLE_ROWS, Picture, Plan, Rows, RunContent, trial_name
+from sweeps.tracking.contents import TABLE_ROWS, Picture, Plan, Rows, RunContent, is_control, trial_name
 
 RANKED = 20
 AXES = ["model", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength"]
@@ -97,6 +97,7 @@ def _counts(plan: Plan, recorded: int, effects: pd.DataFrame) -> dict[str, float
     failures = plan.run_dir / "failures.parquet"
     counts = {
         "trials/planned": float(len(plan.trials)),
+        "trials/controls": float(sum(is_control(axes) for axes in plan.trials.values())),
         "trials/recorded": float(recorded),
         "trials/failed": float(len(_frame(failures if failures.is_file() else None))),
     }

@@ -87,6 +87,7 @@ class WandbTracker(Tracker):
         self._uploader.add(self._left_on_disk())
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting: set[str] = set()
+        self._called: set[str] = set()
         self._by_group = settings.granularity == "group" or (
             settings.granularity == "auto" and len(plan.trials) > settings.max_trial_runs
         )
@@ -100,7 +101,9 @@ class WandbTracker(Tracker):
 
     def follow_once(self) -> int:
         while not self._done.empty():
-            self._waiting.add(self._done.get())
+            trial = self._done.get()
+            self._waiting.add(trial)
+            self._called.add(trial)
         written = self._guarded(lambda: self._log_recorded(self._ready, FOREVER)) or 0
         self._upload(self._uploader.step)
         return written
@@ -121,7 +124,10 @@ class WandbTracker(Tracker):
         return [trial for trial in self._plan.trials if trial in self._index.rows]
 
     def _ready(self) -> list[str]:
-        """Trials that were called done; by group, those of the groups in which every trial was."""
+        """Trials that were called done; by group, those of the groups in which every trial was.
+
+        A trial that may stop early has records long before it is done, so records alone do not complete a group.
+        """
         known = [trial for trial in self._waiting if trial in self._index.rows and trial in self._plan.trials]
         if not self._by_group:
             self._waiting.difference_update(known)
@@ -129,7 +135,7 @@ class WandbTracker(Tracker):
         complete: list[str] = []
         for key in {group_of(self._plan.trials[trial]) for trial in known}:
             members = self._plan.groups[key]
-            if all(trial in self._index.rows for trial in members):
+            if all(trial in self._called and trial in self._index.rows for trial in members):
                 self._waiting.difference_update(members)
                 complete += members
         return complete

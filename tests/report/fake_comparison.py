@@ -63,7 +63,8 @@ def _facts(table: pd.DataFrame, names: tuple, datasets: tuple, metrics: tuple, n
     return {
         "schema_version": 1, **sides, "metric": metrics[0], "alpha": 0.05, "margin": 0.05, "across": {},
         "cells": int((table["metric"] == metrics[0]).sum()), "only_a": 0, "only_b": 3, "permutations": 43_200,
-        "factors": ["the checkpoint", "the images"], "differences": [{"what": note, "a": names[0], "b": "1"}],
+        "stops_early": False, "factors": ["the checkpoint", "the images"],
+        "differences": [{"what": note, "a": names[0], "b": "1"}],
         "pairings": [
             {"dataset": name, "dataset_b": name, "paired": index == 0, "n_a": 64, "n_b": 64 + 16 * index, **pairing}
             for index, name in enumerate(datasets)

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from sweeps.report.findings import detectable_percent, key_findings, verdict_counts
-from sweeps.report.reported_run import read_run
+from sweeps.report.reported_run import Stats, read_run
 from sweeps.report.tables import metric_rows, tally
 
 
@@ -38,8 +38,8 @@ def test_no_effect_is_said_plainly(small_run):
 
 def test_detectable_effect_has_the_power_it_says():
     n, spread, alpha = 64, 0.2, 0.05
-    cells = pd.DataFrame({"mean_log_ratio": [0.1, -0.3, 0.0], "d_z": [0.5, -1.5, 0.0], "n": n})
-    smallest = math.log1p(detectable_percent(cells, alpha) / 100)
+    cells = pd.DataFrame({"mean_log_ratio": [0.1, -0.3, 0.0], "d_z": [0.5, -1.5, 0.0], "most": n})
+    smallest = math.log1p(detectable_percent(cells, Stats(alpha=alpha)) / 100)
     shift = smallest / spread * math.sqrt(n)
     power = stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift)
     assert power == pytest.approx(0.8, abs=0.01)

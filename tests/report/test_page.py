@@ -140,7 +140,7 @@ def test_markup_in_names_stays_text(tmp_path):
         model=f"model{HOSTILE}", layer_name="layer{}" + HOSTILE.replace("{", "{{"), samples=10,
     )  # fmt: skip
     run = write_fake_run(tmp_path / "run", sweep)
-    change(run / "comparisons.parquet", name=HOSTILE, group=HOSTILE)
+    change(run / "comparisons.parquet", name=f"data set contrast: {HOSTILE}", group=HOSTILE)
     about = json.loads((run / "run.json").read_text())
     about |= {"command": HOSTILE, "device": HOSTILE, "git_commit": HOSTILE, "versions": {HOSTILE: HOSTILE}}
     about["data"][f"a{HOSTILE}"]["trained_on"] = HOSTILE
@@ -177,12 +177,12 @@ def test_comparisons_may_be_empty(small_run):
     path = small_run / "comparisons.parquet"
     pd.read_parquet(path).iloc[:0].to_parquet(path)
     parts = PageParts(write_report(small_run).read_text(encoding="utf-8"))
-    assert not [table for table in parts.tables if table.caption.startswith("Comparisons")]
+    assert not [table for table in parts.tables if table.caption.startswith("Data-set contrasts")]
 
 
 def test_the_comparisons_are_those_of_the_file(small_run):
     expected = pd.read_parquet(small_run / "comparisons.parquet").set_index("group")
-    table = PageParts(write_report(small_run).read_text(encoding="utf-8")).table("All comparisons")
+    table = PageParts(write_report(small_run).read_text(encoding="utf-8")).table("All data-set contrasts")
     groups = [cells[table.column("group")].text for _, cells in table.rows]
     assert sorted(groups) == sorted(expected.index)
     for key in ("estimate", "ci_low", "p", "q"):
