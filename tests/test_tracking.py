@@ -263,20 +263,26 @@ def make_controlled_run(run_dir: Path) -> Path:
     return run_dir
 
 
-def test_a_control_is_tracked_as_a_control(tmp_path):
+def test_controls_share_a_run_beside_the_runs_of_trials(tmp_path):
     run_dir = make_controlled_run(tmp_path / "runs" / "controlled")
-    trials = record(run_dir, 0, 1, 2)
-    track_from_records(run_dir, OFFLINE)
-    head, subspace, again = (Seen(trial_folder(run_dir, trial)) for trial in trials)
-    assert (head.run["job_type"], set(head.run["tags"])) == ("trial", {"zero", "lfw_faces", "denoise", "head"})
-    assert (subspace.run["job_type"], again.run["job_type"]) == ("control", "control")
-    assert set(subspace.run["tags"]) == {"control", "subspace", "lfw_faces", "denoise"}
-    assert subspace.run["display_name"] == "mid.attn subspace 5 t999-800 lfw_faces denoise"
-    assert again.run["display_name"] == "unablated again t999-800 lfw_faces denoise"
-    assert (subspace.config["phase"], subspace.config["draw"]) == ("control", 5)
+    head, *_ = record(run_dir, 0, 1, 2)
+    outcome = track_from_records(run_dir, OFFLINE)
+    assert (outcome.logged, outcome.pending) == (3, 0)
+    seen = Seen(trial_folder(run_dir, head))
+    assert (seen.run["job_type"], set(seen.run["tags"])) == ("trial", {"zero", "lfw_faces", "denoise", "head"})
+    assert len(folders(run_dir, "trial")) == 1
+    (controls,) = (Seen(folder) for folder in folders(run_dir, "group"))
+    assert (controls.run["job_type"], controls.config["trials"]) == ("control", 2)
     (folder,) = folders(run_dir, "summary")
     (row,) = Seen(folder).history
     assert (row["trials/planned"], row["trials/controls"]) == (3, 2)
+
+
+def test_controls_do_not_count_towards_the_limit_of_runs(tmp_path):
+    run_dir = make_controlled_run(tmp_path / "runs" / "controlled")
+    record(run_dir, 0, 1, 2)
+    track_from_records(run_dir, TrackerSettings(mode="offline", granularity="auto", max_trial_runs=1))
+    assert (len(folders(run_dir, "trial")), len(folders(run_dir, "group"))) == (1, 1)
 
 
 def test_controls_stay_out_of_the_groups_of_ablations(tmp_path):

@@ -112,13 +112,11 @@ def is_control(axes: Axes) -> bool:
 
 def trial_run(plan: Plan, trial: str, measured: Measured, samples: bool) -> RunContent:
     axes = plan.trials[trial]
-    kind = "control" if is_control(axes) else "trial"
-    keys = ("phase", "mode", "dataset", "protocol") if is_control(axes) else ("mode", "dataset", "protocol", "level")
-    tags = [axes.get(key) for key in keys]
+    tags = [axes.get(key) for key in ("mode", "dataset", "protocol", "level")]
     return RunContent(
         id=plan.trial_id(trial),
         name=trial_name(axes),
-        job_type=kind,
+        job_type="trial",
         content=str(measured.rows),
         trials=1,
         config=axes,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.tracking.client import Target
-from sweeps.tracking.contents import GroupKey, Plan, group_of, group_run, trial_run
+from sweeps.tracking.contents import GroupKey, Plan, group_of, group_run, is_control, trial_run
 from sweeps.tracking.ledger import Ledger
 from sweeps.tracking.measured import Measured, RecordIndex
 from sweeps.tracking.settings import TrackerSettings, TrackOutcome, one_line, resolve_mode
@@ -88,8 +88,9 @@ class WandbTracker(Tracker):
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting: set[str] = set()
         self._called: set[str] = set()
+        ablations = sum(not is_control(axes) for axes in plan.trials.values())
         self._by_group = settings.granularity == "group" or (
-            settings.granularity == "auto" and len(plan.trials) > settings.max_trial_runs
+            settings.granularity == "auto" and ablations > settings.max_trial_runs
         )
 
     @property
@@ -124,16 +125,14 @@ class WandbTracker(Tracker):
         return [trial for trial in self._plan.trials if trial in self._index.rows]
 
     def _ready(self) -> list[str]:
-        """Trials that were called done; by group, those of the groups in which every trial was.
+        """Trials that were called done; of those shown by group, the ones of groups in which every trial was.
 
         A trial that may stop early has records long before it is done, so records alone do not complete a group.
         """
         known = [trial for trial in self._waiting if trial in self._index.rows and trial in self._plan.trials]
-        if not self._by_group:
-            self._waiting.difference_update(known)
-            return known
-        complete: list[str] = []
-        for key in {group_of(self._plan.trials[trial]) for trial in known}:
+        complete = [trial for trial in known if not self._in_group(trial)]
+        self._waiting.difference_update(complete)
+        for key in {group_of(self._plan.trials[trial]) for trial in known if self._in_group(trial)}:
             members = self._plan.groups[key]
             if all(trial in self._called and trial in self._index.rows for trial in members):
                 self._waiting.difference_update(members)
@@ -144,8 +143,13 @@ class WandbTracker(Tracker):
 
     def _log_recorded(self, choose: Callable[[], list[str]], deadline: float) -> int:
         self._index.scan()
-        log = self._log_groups if self._by_group else self._log_trials
-        return log(choose(), deadline)
+        chosen = choose()
+        written = self._log_trials([trial for trial in chosen if not self._in_group(trial)], deadline)
+        return written + self._log_groups([trial for trial in chosen if self._in_group(trial)], deadline)
+
+    def _in_group(self, trial: str) -> bool:
+        """Whether a run of its layer and window shows the trial; controls, being many, have none of their own."""
+        return self._by_group or is_control(self._plan.trials[trial])
 
     def _log_trials(self, trials: list[str], deadline: float) -> int:
         rows, written = self._index.rows, 0
@@ -230,8 +234,8 @@ class WandbTracker(Tracker):
 
     def _make_outcome(self) -> TrackOutcome:
         entries = self._writer.ledger.entries.values()
-        kind = "group-" if self._by_group else "trial-"
-        logged = sum(entry.trials for entry in entries if entry.run.startswith(kind))
+        kinds = ("group-",) if self._by_group else ("trial-", "group-")
+        logged = sum(entry.trials for entry in entries if entry.run.startswith(kinds))
         outcome = TrackOutcome(
             mode=self._mode,
             logged=logged,
