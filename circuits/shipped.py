@@ -16,7 +16,7 @@ from circuits.data.synthetic_faces import synthetic_faces
 from circuits.training import TrainingProgress, TrainingSettings, train
 
 ASSETS = Path(__file__).parent / "assets"
-SHIPPED = ("tiny_faces",)
+SHIPPED = ("tiny_faces", "tiny_unet")
 IMAGE_SIZE = 32
 
 
