@@ -139,6 +139,7 @@ class StatsConfig:
     n_max: int = 64  # images of a trial where sweep.images does not say; a data set with fewer gives all it has
     first: int = 16  # images before the first look
     batch: int = 16  # images between looks
+    clear: float = 0.8  # an effect ends its trial only beyond this share of the margin; a smaller one may be negligible
     futility: float | None = None  # a trial at least this surely below the margin is given up; null: never
 
 
@@ -369,6 +370,8 @@ def _check_stopping(stats: StatsConfig) -> None:
         one_of("stats.families", axis, FAMILIES)
     if stats.correction is not None and stats.statistic != "none":
         one_of("stats.correction", stats.correction, CORRECTIONS[stats.statistic])
+    if not 0 <= stats.clear < float("inf"):
+        raise ConfigError(f"stats.clear: expected a share of the margin, 0 or more, got {stats.clear}")
     if stats.futility is not None and not 0 < stats.futility < 1:
         raise ConfigError(f"stats.futility: expected null or a number between 0 and 1, got {stats.futility}")
 

@@ -38,6 +38,7 @@ def stopping_rule(stats: StatsConfig, most_images: int) -> StoppingRule | None:
         batch=stats.batch,
         margin=float(np.log1p(stats.margin)),
         alpha=stats.alpha,
+        clear=stats.clear,
         futility=stats.futility,
     )
 

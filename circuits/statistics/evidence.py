@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp, ndtr
 
 from circuits.statistics.validation import TINY
@@ -43,6 +43,7 @@ class Accumulator(ABC):
 
     def __init__(self, trials: int, margin: float) -> None:
         self.count = np.zeros(trials, dtype=np.int64)
+        self.total = np.zeros(trials)
         self.margin = margin
 
     def add(self, rows: Int[np.ndarray, " rows"], x: Float[np.ndarray, "rows images"]) -> None:
@@ -51,9 +52,14 @@ class Accumulator(ABC):
         for index in range(x.shape[1]):
             value = x[:, index]
             streams = np.stack([value, -value, self.margin - value, self.margin + value])
+            self.total[rows] += value
             self._step(state, self.count[rows] + index + 1, streams)
         self._write(rows, state)
         self.count[rows] += x.shape[1]
+
+    def beyond(self, share: float) -> Bool[np.ndarray, " trials"]:
+        """Whether the mean of the images so far is further from 0 than this share of the margin."""
+        return np.abs(self.total) > share * self.margin * np.maximum(self.count, 1)
 
     @abstractmethod
     def _arrays(self) -> list[np.ndarray]:

@@ -33,8 +33,11 @@ class StoppingRule:
     n_max: images of a trial that is never stopped. first: images before OBF first looks. batch: images between looks.
     horizons: of OBF, pairs (fraction of n_max, share of the error); ((1, 1),) is the classical boundary. The default
     adds one at half of n_max: it saves a further 17 % of the images in the reference sweep (margin .3 sd), where 97.6 %
-    of the verdicts of fixed N are kept (99.1 % by the classical boundary).
+    of the verdicts of fixed N are kept (99.1 % by the classical boundary), both with clear = 0.
     margin: of "negligible", on the log scale. alpha: FDR of each of the three sets of claims.
+    clear: an effect that is certain ends its trial only where the mean so far is beyond this share of the margin; a
+    smaller one goes on, since further images may yet show that it is negligible, which is the verdict then. With 0 the
+    first certain verdict ends a trial: fewer images, but small effects are degraded that fixed N calls negligible.
     futility: a trial whose *unadjusted* p of "mean below margin" falls to this stops as "futile", freeing compute. It
     stays inconclusive unless its adjusted p-values come to support a verdict; None (default) never stops for futility,
     because at .05 nearly every negligible trial would end as futile just before it can be called negligible.
@@ -48,6 +51,7 @@ class StoppingRule:
     horizons: tuple[tuple[float, float], ...] = ((0.5, 0.75), (1.0, 0.25))
     margin: float = MARGIN
     alpha: float = 0.05
+    clear: float = 0.8
     futility: float | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class StoppingRule:
         check_fraction(self.alpha, "alpha")
         if self.futility is not None:
             check_fraction(self.futility, "futility")
+        if not 0 <= self.clear < np.inf:
+            raise ValueError(f"clear: expected a share of the margin, 0 or more, got {self.clear}")
         if max(f for f, _ in self.horizons) != 1 or min(min(pair) for pair in self.horizons) <= 0:
             raise ValueError(f"horizons: expected positive pairs, the last fraction 1, got {self.horizons}")
         if abs(sum(share for _, share in self.horizons) - 1) > 1e-9:
@@ -180,7 +186,9 @@ class SequentialTrials:
         q = self._adjusted(evidence)
         verdict = verdicts(*q, alpha=self.rule.alpha)
         short = self._evidence.count < self.n_max
-        newly = short & (self._stopped != "decided") & (verdict != "inconclusive")
+        # An effect that is certain and looks small goes on: further images may yet show that it is negligible.
+        settled = (verdict == "negligible") | ((verdict != "inconclusive") & self._evidence.beyond(self.rule.clear))
+        newly = short & (self._stopped != "decided") & settled
         self._verdict[newly] = verdict[newly]
         self._stopped[newly] = "decided"
         if self.rule.futility is not None:
