@@ -5,6 +5,7 @@ from circuits.denoisers import Denoiser, ModelError, load_denoiser
 from circuits.engine import Engine, Paired, Window
 from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
 from circuits.measure import measure
+from circuits.profiles import HeadProfiles, profile_heads
 from circuits.sites import AttentionLayer, find_sites
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DataSet",
     "Denoiser",
     "Engine",
+    "HeadProfiles",
     "Intervention",
     "Mode",
     "ModelError",
@@ -24,4 +26,5 @@ __all__ = [
     "load_data_set",
     "load_denoiser",
     "measure",
+    "profile_heads",
 ]

@@ -83,13 +83,22 @@ def _found(
     start = _start(output, site[..., : layer.width])
     stop = start + site.shape[1]
     if layer.stream == "joint":
-        # Wherever text and image are one sequence, the text comes first; unless it is of the same length as before.
-        start += text
+        # In every model where text and image are one sequence at the site, the text comes first.
+        start = stop - _image_tokens(denoiser, stop - start - text)
     queries = slice(start, stop)
     of_text = layer.stream == "text"
     height, width = denoiser.sample_shape[-2:]
     grid = None if of_text or len(denoiser.sample_shape) != 3 else token_grid(stop - start, height, width)
     return LayerKernel(layer, ordinal, queries, None if of_text or layer.kind == "cross" else queries, grid)
+
+
+def _image_tokens(denoiser: Denoiser, most: int) -> int:
+    """Image tokens in a sequence with at most so many: a network may have put tokens of its own beside the text."""
+    if len(denoiser.sample_shape) != 3:
+        return most
+    height, width = denoiser.sample_shape[-2:]
+    patches = (side for side in range(1, min(height, width) + 1) if height % side == width % side == 0)
+    return next((count for side in patches if (count := height * width // side**2) <= most), most)
 
 
 def _start(output: torch.Tensor, site: torch.Tensor) -> int:

@@ -104,7 +104,9 @@ def _rule(run: ReportedRun) -> str:
     stats = run.stats
     return (
         f"{STATISTICS[stats.statistic]}: a trial ends once its verdict is certain among all trials; looks after "
-        f"{stats.first} images and every {stats.batch} more, at most {most_images(run)}"
+        f"{stats.first} images and every {stats.batch} more, at most {most_images(run)}; an effect that is certain "
+        f"ends its trial only if it looks larger than {100 * stats.clear:g}% of the margin, because a smaller one may "
+        "be negligible"
     )
 
 

@@ -50,6 +50,7 @@ class Stats:
     correction: str | None = None
     first: int = 16
     batch: int = 16
+    clear: float = 0.8
     futility: float | None = None
 
     @property

@@ -1,0 +1,292 @@
+"""What attention maps look like, from queries and keys, without maps in memory.
+
+Maps are made for a block of queries of a few images at a time and reduced at once, so that memory grows with the number
+of tokens, not with its square. What is linear in the map is a product with the keys, with the columns that the caller
+wants pooled, or with the places of the tokens; the entropy is H = lse - scale q . (A K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+
+from circuits.seeds import torch_generator
+from circuits.token_grids import TokenGrid
+
+ENTRIES = 1 << 20
+"""Entries of the map of a head and image that a profile looks at: all queries up to 1,024 tokens, else fewer."""
+
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
+"""Entries of attention maps that exist at a time (2 MiB stays in a core's cache)."""
+
+_MIN_BLOCK = 64
+_CLOSED_BIAS = -1e30
+_CLOSED = -1e3  # what additive masks put at keys that may not be attended to is below this
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of the attention kernel.
+
+    Attributes:
+        ordinal: n-th call since observing began, from 0.
+        mask: as the kernel takes it (True or 0 where a key may be attended to), or None.
+        scale: of the logits.
+    """
+
+    ordinal: int
+    query: Float[torch.Tensor, "images heads queries width"]
+    key: Float[torch.Tensor, "images heads keys width"]
+    output: Float[torch.Tensor, "images heads queries head_dim"]
+    mask: torch.Tensor | None
+    scale: float
+
+
+@contextmanager
+def observing_kernels(observe: Callable[[KernelCall], None]) -> Iterator[None]:
+    """Inside, ``observe`` is told of every call of ``scaled_dot_product_attention``, which returns what it always does.
+
+    Raises:
+        ValueError: causal attention, which no denoiser has.
+    """
+    real = F.scaled_dot_product_attention
+    count = 0
+
+    def kernel(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **kwargs: bool,
+    ) -> torch.Tensor:
+        nonlocal count
+        if is_causal:
+            raise ValueError("causal attention has no profile: expected the attention of a denoiser")
+        output = real(query, key, value, attn_mask, dropout_p, scale=scale, **kwargs)
+        shared = query.shape[1] // key.shape[1]  # heads that share a key, with grouped queries
+        key = key if shared == 1 else key.repeat_interleave(shared, dim=1)
+        observe(KernelCall(count, query, key, output, attn_mask, scale or query.shape[-1] ** -0.5))
+        count += 1
+        return output
+
+    patched: Callable[..., torch.Tensor] = kernel
+    F.scaled_dot_product_attention = patched
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+@dataclass(frozen=True)
+class SpatialStatistics:
+    """Where self-attention goes, mean over queries; shares of the attention mass in [0, 1].
+
+    Attributes:
+        squared_distance: mean square of the distance between query and key, in image sides.
+        self_share: on the query's own token.
+        local_share: on the query's neighbourhood (``TokenGrid.weighings``).
+        symmetry: on the neighbourhood of the place across the vertical axis.
+        symmetry_other: on that of the place across the horizontal axis; the distances are the same on a square grid.
+    """
+
+    squared_distance: Float[torch.Tensor, "images heads"]
+    self_share: Float[torch.Tensor, "images heads"]
+    local_share: Float[torch.Tensor, "images heads"]
+    symmetry: Float[torch.Tensor, "images heads"]
+    symmetry_other: Float[torch.Tensor, "images heads"]
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    """Statistics of the attention maps A of some images, whose rows are queries and sum to 1.
+
+    Attributes:
+        entropy: mean over queries of H = -sum_k A log A, in nats.
+        keys: number K of keys that may be attended to.
+        uniform_share: mean over queries of 1 / (K sum_k A^2), the participation ratio over the number of keys: 1 where
+            attention is uniform, m / K where it is uniform over m keys.
+        power: K times the mean over queries of sum_k A^2; 1 where attention is uniform, K where it is on one key.
+        overlap: of images 2j and 2j + 1, K times the mean over queries of sum_k A_2j A_2j+1. Its mean over pairs is
+            without bias the power of the map's mean over images, which a mean of I maps exceeds by its noise.
+        received: attention that a key gets, mean over queries; sums to 1.
+        pooled: columns averaged under the attention of each query.
+        queries: which queries were looked at; all means are over these.
+        spatial: where keys are the queries' own tokens on a grid.
+    """
+
+    entropy: Float[torch.Tensor, "images heads"]
+    keys: Float[torch.Tensor, " images"]
+    uniform_share: Float[torch.Tensor, "images heads"]
+    power: Float[torch.Tensor, "images heads"]
+    overlap: Float[torch.Tensor, "pairs heads"]
+    received: Float[torch.Tensor, "images heads keys"]
+    pooled: Float[torch.Tensor, "images heads queries columns"]
+    queries: Int[torch.Tensor, " queries"]
+    spatial: SpatialStatistics | None
+
+
+def attention_statistics(
+    query: Float[torch.Tensor, "images heads tokens width"],
+    key: Float[torch.Tensor, "images heads keys width"],
+    *,
+    scale: float | None = None,
+    mask: torch.Tensor | None = None,
+    grid: TokenGrid | None = None,
+    columns: Float[torch.Tensor, "images keys columns"] | None = None,
+    queries: int | None = None,
+    elements: int | None = None,
+) -> AttentionStatistics:
+    """Statistics of softmax(scale q k^T + mask) per image and head, in float32 whatever the inputs are.
+
+    Args:
+        scale: of the logits; 1 / sqrt(width) by default.
+        mask: boolean (True: attend) or additive, broadcast over images, heads and queries.
+        grid: of the tokens, where keys are the queries' own tokens.
+        columns: numbers at the keys to be averaged under attention.
+        queries: looked at, at most, the same for every head and image; all by default.
+        elements: of the map in memory at a time; by default what suits the device.
+
+    Raises:
+        ValueError: the grid has other tokens than there are queries or keys.
+    """
+    images, heads, tokens, width = query.shape
+    count = key.shape[2]
+    if grid is not None and not grid.tokens == tokens == count:
+        raise ValueError(f"a grid of {grid.rows} x {grid.columns} tokens needs as many queries and keys, "
+                         f"got {tokens} and {count}")  # fmt: skip
+    scale = width**-0.5 if scale is None else scale
+    columns = key.new_zeros(images, count, 0) if columns is None else columns
+    chosen = chosen_queries(tokens, queries).to(query.device)
+    budget = elements or BLOCK_ELEMENTS.get(query.device.type, BLOCK_ELEMENTS["cpu"])
+    block = min(len(chosen), max(_MIN_BLOCK, budget // (2 * heads * count)))
+    together = 2 * max(1, budget // (2 * heads * count * block))  # whole pairs
+    bias = None if mask is None else _as_bias(mask)
+    if len(chosen) < tokens:
+        query = query[:, :, chosen]
+        bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, chosen]
+    parts = []
+    for start in range(0, images, together):
+        some = slice(start, start + together)
+        own = bias if bias is None or len(bias) == 1 else bias[some]
+        q, k = query[some].float().contiguous(), key[some].float().contiguous()
+        maps = _Maps(q, k, scale, own, columns[some].float(), grid, chosen)
+        parts.append(maps.reduced(block))
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    names = {field.name for field in fields(SpatialStatistics)}
+    spatial = SpatialStatistics(**{name: joined.pop(name) for name in names}) if grid is not None else None
+    return AttentionStatistics(**joined, queries=chosen, spatial=spatial)
+
+
+def affordable_queries(keys: int, entries: int | None = ENTRIES) -> int | None:
+    """How many queries to look at, for at most so many entries of each map (but 64 queries in any case).
+
+    Means over queries need no more: what a profile then costs no longer grows with the square of the tokens.
+    """
+    return None if entries is None else max(_MIN_BLOCK, entries // keys)
+
+
+def chosen_queries(tokens: int, most: int | None) -> Int[torch.Tensor, " queries"]:
+    """All tokens, or ``most`` of them drawn without replacement, always the same ones; in order.
+
+    Drawn rather than evenly spaced, which on a grid would mean the same columns in every row.
+    """
+    if most is None or tokens <= most:
+        return torch.arange(tokens)
+    return torch.randperm(tokens, generator=torch_generator(0, "queries", tokens))[:most].sort().values
+
+
+def _as_bias(mask: torch.Tensor) -> Float[torch.Tensor, "images_or_1 heads_or_1 queries_or_1 keys"]:
+    """What a mask adds to the logits; finite, since it is averaged under weights of which some are 0."""
+    mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, _CLOSED_BIAS)
+    return mask.float().clamp(min=_CLOSED_BIAS)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The maps of some images, an even number unless they are the last.
+
+    Attributes:
+        query: of the chosen queries.
+        chosen: their places among the tokens.
+    """
+
+    query: Float[torch.Tensor, "images heads queries width"]
+    key: Float[torch.Tensor, "images heads keys width"]
+    scale: float
+    bias: Float[torch.Tensor, "images_or_1 heads_or_1 queries_or_1 keys"] | None
+    columns: Float[torch.Tensor, "images keys columns"]
+    grid: TokenGrid | None
+    chosen: Int[torch.Tensor, " queries"]
+
+    def reduced(self, block: int) -> dict[str, torch.Tensor]:
+        """Every statistic, by the name of its field; ``block`` queries at a time."""
+        shared = torch.cat([self.columns.new_ones(*self.columns.shape[:2], 1), self.columns], dim=2)
+        per_query: dict[str, list[torch.Tensor]] = {}
+        received = self.key.new_zeros(self.key.shape[:3])
+        for start in range(0, len(self.chosen), block):
+            found = self._block(slice(start, start + block), shared)
+            received += found.pop("received")
+            for name, values in found.items():
+                per_query.setdefault(name, []).append(values)
+        joined = {name: torch.cat(blocks, dim=2) for name, blocks in per_query.items()}
+        pooled = joined.pop("pooled")
+        count = self._keys()
+        means = {name: values.mean(dim=2) for name, values in joined.items()}
+        pairs = len(means["overlap"])
+        means["uniform_share"] = (1 / joined["power"]).mean(dim=2) / count[:, None]
+        means["power"] = means["power"] * count[:, None]
+        means["overlap"] = means["overlap"] * count[: 2 * pairs : 2, None]
+        return means | {"keys": count, "received": received / len(self.chosen), "pooled": pooled}
+
+    def _keys(self) -> Float[torch.Tensor, " images"]:
+        """Keys that may be attended to; masks of denoisers are the same for all heads and queries."""
+        images, keys = len(self.key), self.key.shape[2]
+        if self.bias is None:
+            return self.key.new_full((images,), keys)
+        return (self.bias[:, 0, 0] > _CLOSED).sum(dim=1).to(self.key.dtype).expand(images)
+
+    def _block(self, some: slice, shared: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Statistics of some queries, ``[images, heads, block]``, and the attention that keys receive from them.
+
+        The map is left unnormalised, as exp(s - max s); what is reduced is divided by its row sums instead.
+        """
+        query = self.query[:, :, some] * self.scale
+        logits = query @ self.key.transpose(2, 3)
+        bias = self.bias
+        if bias is not None:
+            bias = bias if bias.shape[2] == 1 else bias[:, :, some]
+            logits += bias
+        peak = logits.amax(dim=3, keepdim=True)
+        weights = logits.sub_(peak).exp_()
+        # All heads of an image share these columns: one product of more rows.
+        averaged = (weights.flatten(1, 2) @ shared).unflatten(1, weights.shape[1:3])
+        total = averaged[..., 0]
+        averaged = averaged[..., 1:] / total[..., None]
+        mean_logit = (query * (weights @ self.key)).sum(dim=3) / total
+        if bias is not None:
+            mean_logit = mean_logit + torch.linalg.vecdot(weights, bias.expand_as(weights)) / total
+        pairs = len(weights) // 2
+        found = {
+            "entropy": (peak[..., 0] + total.log() - mean_logit).clamp(min=0),
+            "power": torch.linalg.vector_norm(weights, dim=3).square() / total.square(),
+            "overlap": torch.linalg.vecdot(weights[0::2][:pairs], weights[1::2]) / (total[0::2][:pairs] * total[1::2]),
+            "received": (total.reciprocal()[..., None, :] @ weights)[..., 0, :],
+            "pooled": averaged,
+        }
+        if self.grid is not None:
+            # Queries first: what each one's attention is weighed by, times its row in the maps of all images and heads.
+            weighings = self.grid.weighings(self.chosen[some]).transpose(1, 2)
+            weighed = weighings @ weights.flatten(0, 1).permute(1, 2, 0)
+            places = (weighed.permute(1, 2, 0).unflatten(1, weights.shape[:2]) / total).unbind(0)
+            found |= {field.name: values for field, values in zip(fields(SpatialStatistics), places, strict=True)}
+        return found
