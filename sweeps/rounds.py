@@ -48,6 +48,11 @@ def governed(trials: pd.DataFrame) -> pd.Series:
     return (trials["protocol"] == "denoise") & (trials["phase"] == "grid")
 
 
+def is_governed(trial: Trial) -> bool:
+    """As :func:`governed`, of one trial."""
+    return trial.protocol == "denoise" and trial.phase == "grid"
+
+
 class Stopping:
     """The state of the governed trials, round by round.
 
@@ -118,11 +123,8 @@ class Rounds:
         recorded: Collection[str],
         families: Sequence[str] = ("layer", "window"),
     ) -> None:
-        def is_governed(trial: Trial) -> bool:
-            return rule is not None and trial.protocol == "denoise" and trial.phase == "grid"
-
-        self._trials = [trial for trial in trials if is_governed(trial)]
-        whole = [trial for trial in trials if not is_governed(trial)]
+        self._trials = [trial for trial in trials if rule is not None and is_governed(trial)]
+        whole = [trial for trial in trials if rule is None or not is_governed(trial)]
         self.done = {trial.trial_id for trial in whole if trial.trial_id in recorded}
         self._taken: set[str] = set()
         self._whole = [Task.whole(trial) for trial in whole if trial.trial_id not in recorded]
@@ -201,7 +203,7 @@ class Rounds:
 def resumed_rounds(config: Config, plan: Plan, directory: RunDirectory) -> Rounds:
     """What is left to measure of a plan, given the records."""
     metric = config.stats.metric
-    trials = [trial for trial in plan.trials if trial.protocol == "denoise" and trial.phase == "grid"]
+    trials = [trial for trial in plan.trials if is_governed(trial)]
     rule = stopping_rule(config.stats, max((trial.images for trial in trials), default=2))
     known = None
     if rule is not None:
