@@ -43,7 +43,8 @@ def test_a_stopping_rule_is_said_in_words(small_run):
     facts = dict(registration(read_run(small_run)).facts)
     assert facts["Stopping rule"] == (
         "O’Brien–Fleming boundary: a trial ends once its verdict is certain among all trials; looks after 16 images "
-        "and every 8 more, at most 64"
+        "and every 8 more, at most 64; an effect that is certain ends its trial only if it looks larger than 80% of "
+        "the margin, because a smaller one may be negligible"
     )
     assert facts["Giving up"] == "never: no trial ends without a verdict before its last image"
     assert facts["Plan"] == "45c2ec81d369"

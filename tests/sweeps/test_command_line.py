@@ -20,7 +20,12 @@ GROUPS = {
     for folder in config_folder().iterdir()
     if folder.is_dir() and list(folder.glob("*.yaml"))
 }
-NEEDED = {"model=hub": ["model.path=x"], "data=folder": ["data.root=x"], "data=celeba": ["data.root=x"]}
+NEEDED = {
+    "data=prompts": ["data.prompts=[a cat]"],
+    "model=hub": ["model.path=x"],
+    "data=folder": ["data.root=x"],
+    "data=celeba": ["data.root=x"],
+}
 
 Said = Callable[..., tuple[int, str, str]]
 

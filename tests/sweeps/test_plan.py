@@ -31,7 +31,7 @@ from tests.sweeps.fake_subject import fake_subject, moved, trailing_timesteps, w
 from tests.sweeps.tiny import TRIAL_COLUMNS, composed
 
 # Changing what a trial is, on purpose, changes this; anything else that changes it would measure old sweeps anew.
-PINNED_TRIAL, PINNED_PLAN = "ce22b04bbfddb8cb", "2da0d92bc97cb709"
+PINNED_TRIAL, PINNED_PLAN = "ce22b04bbfddb8cb", "b3c0d2ad12f55d63"
 
 
 def trial_of(config: Config, subject: Subject, mode: Mode = Mode.zero, **changes: object) -> str:
