@@ -243,6 +243,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_resumes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["launch.py", "sweep.modes=[zero]", "sweep.heads=[0,3]"])
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         after_leases(2, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
         assert execute(configure("cluster.lease_seconds=1e-6")) == 130
@@ -257,7 +258,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_resumes(
     assert execute(configure()) == 0
     assert duplicated_trials(directory) == 0
     assert_same_effects(directory, reference)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_twice_ends_at_once(
