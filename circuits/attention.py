@@ -7,12 +7,9 @@ wants pooled, or with the places of the tokens; the entropy is H = lse - scale q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 
 from circuits.seeds import torch_generator
@@ -27,62 +24,6 @@ BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
 _MIN_BLOCK = 64
 _CLOSED_BIAS = -1e30
 _CLOSED = -1e3  # what additive masks put at keys that may not be attended to is below this
-
-
-@dataclass(frozen=True)
-class KernelCall:
-    """One call of the attention kernel.
-
-    Attributes:
-        ordinal: n-th call since observing began, from 0.
-        mask: as the kernel takes it (True or 0 where a key may be attended to), or None.
-        scale: of the logits.
-    """
-
-    ordinal: int
-    query: Float[torch.Tensor, "images heads queries width"]
-    key: Float[torch.Tensor, "images heads keys width"]
-    output: Float[torch.Tensor, "images heads queries head_dim"]
-    mask: torch.Tensor | None
-    scale: float
-
-
-@contextmanager
-def observing_kernels(observe: Callable[[KernelCall], None]) -> Iterator[None]:
-    """Inside, ``observe`` is told of every call of ``scaled_dot_product_attention``, which returns what it always does.
-
-    Raises:
-        ValueError: causal attention, which no denoiser has.
-    """
-    real = F.scaled_dot_product_attention
-    count = 0
-
-    def kernel(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **kwargs: bool,
-    ) -> torch.Tensor:
-        nonlocal count
-        if is_causal:
-            raise ValueError("causal attention has no profile: expected the attention of a denoiser")
-        output = real(query, key, value, attn_mask, dropout_p, scale=scale, **kwargs)
-        shared = query.shape[1] // key.shape[1]  # heads that share a key, with grouped queries
-        key = key if shared == 1 else key.repeat_interleave(shared, dim=1)
-        observe(KernelCall(count, query, key, output, attn_mask, scale or query.shape[-1] ** -0.5))
-        count += 1
-        return output
-
-    patched: Callable[..., torch.Tensor] = kernel
-    F.scaled_dot_product_attention = patched
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = real
 
 
 @dataclass(frozen=True)

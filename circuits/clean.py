@@ -13,6 +13,7 @@ from jaxtyping import Float
 from circuits.denoisers import Denoiser
 from circuits.hooks import LeafKey, capture_inputs, capture_leaves, capture_outputs
 from circuits.interventions import Intervention, Mode
+from circuits.replay import TensorTemplate
 from circuits.replay_plans import ReplayPlans
 from circuits.sites import AttentionLayer
 
@@ -86,9 +87,7 @@ class CleanForwards:
 
     def needs(self, interventions: Sequence[Intervention]) -> Needs:
         """What forwards that begin at the interventions' first layers need of the clean forward of the same images."""
-        first = {
-            min((site.layer for site in i.sites), key=lambda name: self._layers[name].index) for i in interventions
-        }
+        first = {first_layer(i, self._layers) for i in interventions}
         replayed = frozenset(name for name in first if self._plans[name] is not None)
         identity = {site.layer for i in interventions if i.mode is Mode.identity for site in i.sites}
         values = frozenset(name for name in identity if self._layers[name].values is not None)
@@ -104,9 +103,8 @@ class CleanForwards:
             frozenset(name for name, layer in self._layers.items() if layer.values is not None),
             frozenset(self._plans.of_all()),
         )
-        leaves = {key: plan for name in everything.replayed if (plan := self._plans[name]) for key in plan.live}
         sites = sum(layer.tokens * layer.width * (1 + (layer.values is not None)) for layer in self._layers.values())
-        per_unit = sum(plan.template(key).bytes_per_row for key, plan in leaves.items()) + sites * self._itemsize
+        per_unit = sum(leaf.bytes_per_row for leaf in self._live(everything).values()) + sites * self._itemsize
         return everything if per_unit * units * forwards <= self._limit / 2 else None
 
     @contextmanager
@@ -114,7 +112,7 @@ class CleanForwards:
         """Inside, one forward is recorded; the function then makes a clean forward of it and of what was measured."""
         projections = {self._layers[name].projection: name for name in needs.activations}
         modules = {name: path for name in needs.values if (path := self._layers[name].values) is not None}
-        live = {key for name in needs.replayed if (plan := self._plans[name]) is not None for key in plan.live}
+        live = self._live(needs)  # before the hooks: a plan made for it would run through them
         with (
             capture_inputs(self._network, list(projections)) as inputs,
             capture_outputs(self._network, sorted({*modules.values()})) as outputs,
@@ -132,14 +130,11 @@ class CleanForwards:
         """The forwards of consecutive units as one."""
         if len(parts) == 1:
             return parts[0]
-        axes = {
-            key: plan.template(key).axis
-            for name in parts[0].held.replayed
-            if (plan := self._plans[name]) is not None
-            for key in plan.live
-        }
+        live = self._live(parts[0].held)
         leaves = {
-            key: first if (axis := axes[key]) is None else torch.cat([part.leaves[key] for part in parts], dim=axis)
+            key: first
+            if (axis := live[key].axis) is None
+            else torch.cat([part.leaves[key] for part in parts], dim=axis)
             for key, first in parts[0].leaves.items()
         }
         return replace(
@@ -149,6 +144,11 @@ class CleanForwards:
             leaves=leaves,
             measured=_concatenated([part.measured for part in parts]),
         )
+
+    def _live(self, needs: Needs) -> dict[LeafKey, TensorTemplate]:
+        """The tensors to record for replay at these layers."""
+        plans = [plan for name in needs.replayed if (plan := self._plans[name]) is not None]
+        return {key: plan.template(key) for plan in plans for key in plan.live}
 
     def get(self, key: Hashable, needs: Needs) -> CleanForward | None:
         """The forward kept under this key, if it holds what is needed."""

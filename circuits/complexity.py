@@ -18,7 +18,6 @@ from circuits.batches import Batches
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser
 from circuits.hooks import capture_inputs
-from circuits.seeds import normal_per_index
 from circuits.sites import AttentionLayer, find_sites
 from circuits.statistics import independent_contrast, independent_ratio, two_way_contrast
 
@@ -103,13 +102,12 @@ def head_complexity(
         rows: of a forward, at most.
     """
     layers = tuple(layers if layers is not None else find_sites(denoiser))
-    given = denoiser.sampler(timesteps).timesteps.tolist() if isinstance(timesteps, int) else timesteps
-    steps = tuple(int(t) for t in given)
+    steps = denoiser.timesteps(timesteps)
     ranks: dict[str, np.ndarray] = {}
     energies: dict[str, np.ndarray] = {}
     for name, source in data.items():
         x0 = source.measured.images[:images]
-        noise = normal_per_index(seed, f"noise/{source.name}", list(range(len(x0))), x0.shape[1:])
+        noise = source.noise(range(len(x0)), seed)
 
         def forward(
             units: list[int], t: int, x0: torch.Tensor = x0, noise: torch.Tensor = noise, source: DataSet = source

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -133,8 +134,14 @@ def inputs_of(network: Any) -> tuple[Input, ...]:
         return signature.inputs(network.config)
     config = getattr(network, "config", {})
     classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
-    takes = "class_labels" in inspect.signature(network.forward).parameters
-    return (Input("class_labels", (), "label", classes=int(classes)),) if classes and takes else ()
+    takes = classes and _takes_labels(type(network).forward)
+    return (Input("class_labels", (), "label", classes=int(classes)),) if takes else ()
+
+
+@cache
+def _takes_labels(forward: Callable[..., Any]) -> bool:
+    """Asked in every forward, and slow to find out."""
+    return "class_labels" in inspect.signature(forward).parameters
 
 
 def predict(call: NetworkInput) -> torch.Tensor:

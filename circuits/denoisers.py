@@ -220,6 +220,11 @@ class Denoiser:
         sampler.timesteps = sampler.timesteps[:steps]
         return sampler
 
+    def timesteps(self, chosen: int | Sequence[int]) -> tuple[int, ...]:
+        """Training timesteps: those chosen, or the ones of a sampler of so many steps, the noisiest first."""
+        given = self.sampler(chosen).timesteps.tolist() if isinstance(chosen, int) else chosen
+        return tuple(int(t) for t in given)
+
 
 def load_denoiser(
     path: str | Path, *, name: str | None = None, device: str = "cpu", dtype: str = "float32", size: int | None = None

@@ -16,7 +16,6 @@ from circuits.interventions import Intervention, Mode
 from circuits.metrics import DENOISE_METRICS, denoise_metrics
 from circuits.references import MeanReferences
 from circuits.rows import Replacement, Variants, intervened
-from circuits.seeds import normal_per_index
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,6 @@ class Noised:
     def rows(self, index: Int[torch.Tensor, " rows"]) -> Noised:
         place = index.to(self.x0.device)
         return Noised(self.x0[place], self.noise[place], self.image[index], self.t[index], self.x_t[place])
-
-
-@dataclass(frozen=True)
-class Donors:
-    """The clean forward that lends activations, and the place of each unit's donor in it."""
-
-    forward: CleanForward
-    place: Int[torch.Tensor, " units"]
 
 
 def timesteps_of(steps: Sequence[int], units: Sequence[int]) -> Int[torch.Tensor, " n"]:
@@ -129,8 +120,7 @@ class Denoising:
         drawn = self._drawn.setdefault(data.name, {})
         missing = sorted(set(units) - drawn.keys())
         if missing:
-            noise = normal_per_index(self._seed, f"noise/{data.name}", missing, data.measured.images.shape[1:])
-            drawn.update(zip(missing, noise, strict=True))
+            drawn.update(zip(missing, data.noise(missing, self._seed), strict=True))
         return torch.stack([drawn[unit] for unit in units])
 
     def _clean_pass(self, data: DataSet, steps: Sequence[int], units: Sequence[int], needs: Needs) -> CleanForward:

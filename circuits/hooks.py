@@ -77,6 +77,24 @@ class CallTrace:
         call.ended, call.output = self.tick(), output
 
 
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of the attention kernel.
+
+    Attributes:
+        ordinal: n-th call since observing began, from 0.
+        mask: as the kernel takes it (True or 0 where a key may be attended to), or None.
+        scale: of the logits.
+    """
+
+    ordinal: int
+    query: Float[torch.Tensor, "images heads queries width"]
+    key: Float[torch.Tensor, "images heads keys width"]
+    output: Float[torch.Tensor, "images heads queries head_dim"]
+    mask: torch.Tensor | None
+    scale: float
+
+
 @contextmanager
 def edit_inputs(network: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Replace the first input of the named modules by ``edit(input)``."""
@@ -135,18 +153,44 @@ def edit_attention_kernels(network: nn.Module, edits: Mapping[str, KernelEdit]) 
         return edits[caller](output, value) if caller in edits else output
 
     with ExitStack() as stack:
-        for path, module in network.named_modules():
-
-            def enter(_: nn.Module, __: tuple[Any, ...], path: str = path) -> None:
-                running.append(path)
-
-            def leave(*_: Any) -> None:
-                running.pop()
-
-            _scoped(stack, module.register_forward_pre_hook(enter))
-            _scoped(stack, module.register_forward_hook(leave))
+        _around_calls(stack, network, lambda path, _: running.append(path), lambda _: running.pop())
         _patch_kernel(stack, kernel)
         yield callers
+
+
+@contextmanager
+def observing_kernels(observe: Callable[[KernelCall], None]) -> Iterator[None]:
+    """Inside, ``observe`` is told of every call of ``scaled_dot_product_attention``, which returns what it always does.
+
+    Raises:
+        ValueError: causal attention, which no denoiser has.
+    """
+    real = F.scaled_dot_product_attention
+    count = 0
+
+    def kernel(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **kwargs: bool,
+    ) -> torch.Tensor:
+        nonlocal count
+        if is_causal:
+            raise ValueError("causal attention has no profile: expected the attention of a denoiser")
+        output = real(query, key, value, attn_mask, dropout_p, scale=scale, **kwargs)
+        shared = query.shape[1] // key.shape[1]  # heads that share a key, with grouped queries
+        key = key if shared == 1 else key.repeat_interleave(shared, dim=1)
+        observe(KernelCall(count, query, key, output, attn_mask, scale or query.shape[-1] ** -0.5))
+        count += 1
+        return output
+
+    with ExitStack() as stack:
+        _patch_kernel(stack, kernel)
+        yield
 
 
 @contextmanager
@@ -154,16 +198,7 @@ def trace_calls(network: nn.Module) -> Iterator[CallTrace]:
     """Record every call of a module and of the attention kernel, with its output, in one forward."""
     trace = CallTrace()
     with ExitStack() as stack:
-        for path, module in network.named_modules():
-
-            def enter(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
-                trace.enter(path, args)
-
-            def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-                trace.leave(output)
-
-            _scoped(stack, module.register_forward_pre_hook(enter))
-            _scoped(stack, module.register_forward_hook(leave))
+        _around_calls(stack, network, trace.enter, trace.leave)
         real = F.scaled_dot_product_attention
 
         def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -236,6 +271,25 @@ def replaced_forwards(network: nn.Module) -> list[str]:
 def count_hooks(network: nn.Module) -> int:
     """Hooks registered anywhere in the network; zero outside every ``with`` of this module."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+
+
+def _around_calls(
+    stack: ExitStack,
+    network: nn.Module,
+    enter: Callable[[str, tuple[Any, ...]], None],
+    leave: Callable[[Any], object],
+) -> None:
+    """Tell of every module's call: ``enter(path, args)`` before it, ``leave(output)`` after it."""
+    for path, module in network.named_modules():
+
+        def before(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
+            enter(path, args)
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            leave(output)
+
+        _scoped(stack, module.register_forward_pre_hook(before))
+        _scoped(stack, module.register_forward_hook(after))
 
 
 def _scoped(stack: ExitStack, handle: torch.utils.hooks.RemovableHandle) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from circuits.attention import KernelCall, observing_kernels
 from circuits.conditioning import Conditioning
 from circuits.denoisers import Denoiser
-from circuits.hooks import capture_inputs, edit_attention_kernels
+from circuits.hooks import KernelCall, capture_inputs, edit_attention_kernels, observing_kernels
 from circuits.sites import AttentionLayer
 from circuits.token_grids import TokenGrid, token_grid
 

@@ -14,17 +14,16 @@ from jaxtyping import Bool, Float
 from circuits.attention import (
     ENTRIES,
     AttentionStatistics,
-    KernelCall,
     SpatialStatistics,
     affordable_queries,
     attention_statistics,
-    observing_kernels,
 )
 from circuits.batches import Batches
 from circuits.conditioning import Conditioning
 from circuits.data.image_sets import ImageSet
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser
+from circuits.hooks import KernelCall, observing_kernels
 from circuits.layer_kernels import LayerKernel, layer_kernels
 from circuits.probes import (
     RESOLUTION,
@@ -42,7 +41,6 @@ from circuits.probes import (
     synthetic_part_masks,
     token_features,
 )
-from circuits.seeds import normal_per_index
 from circuits.sites import AttentionLayer, find_sites
 from circuits.token_grids import TokenGrid
 
@@ -156,8 +154,7 @@ def profile_heads(
         ValueError: fewer than 4 images, fewer than 2 rows, or a timestep that the model does not have.
     """
     layers = tuple(layers if layers is not None else find_sites(denoiser))
-    given = denoiser.sampler(timesteps).timesteps.tolist() if isinstance(timesteps, int) else timesteps
-    steps = tuple(int(t) for t in given)
+    steps = denoiser.timesteps(timesteps)
     if not steps or min(steps) < 0 or max(steps) >= denoiser.train_timesteps:
         raise ValueError(f"timesteps: expected some of 0 to {denoiser.train_timesteps - 1}, got {list(steps)}")
     if rows < 2:
@@ -188,7 +185,7 @@ class _Profiling:
         self, layers: tuple[AttentionLayer, ...], steps: tuple[int, ...], batches: Batches
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         x0 = self.data.measured.images[: self.images]
-        noise = normal_per_index(self.seed, f"noise/{self.data.name}", list(range(self.images)), x0.shape[1:])
+        noise = self.data.noise(range(self.images), self.seed)
 
         def noised(units: list[int], t: int) -> tuple[torch.Tensor, torch.Tensor, Conditioning | torch.Tensor | None]:
             times = torch.full((len(units),), t)

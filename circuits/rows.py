@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -129,7 +129,7 @@ def _recorded_values(layer: AttentionLayer, start: Start) -> Callable[[], Activa
     return lambda: start.clean.values[layer.name].index_select(0, start.places)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _basis(layer: str, width: int, head_dim: int, draw: int) -> Float[torch.Tensor, "width head_dim"]:
     return random_basis(layer, width, head_dim, draw)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +84,15 @@ class Sampling:
         places, device = torch.arange(seeds.count), self._forwards.denoiser.device
 
         def forward(rows: Rows) -> torch.Tensor:
-            state = trajectory.states[first].rows(rows.unit)
+            state, chosen = trajectory.states[first].rows(rows.unit), rows.unit.tolist()
             for step in range(first, len(self._timesteps)):
-                t = self._timesteps[step]
-                if t not in replacements:
-                    state = state.next(step, lambda x, t: self._predict(seeds, rows.unit.tolist(), x, t))
-                    continue
-                start = rows.start(clean, places, device) if step == first else None
-                denoiser = self._forwards.denoiser
-                with intervened(denoiser, variants, rows.variant, rows.unit, replacements[t], start):
-                    state = state.next(step, lambda x, t: self._predict(seeds, rows.unit.tolist(), x, t))
+                ablated: AbstractContextManager[None] = nullcontext()
+                if (found := replacements.get(self._timesteps[step])) is not None:
+                    start = rows.start(clean, places, device) if step == first else None
+                    denoiser = self._forwards.denoiser
+                    ablated = intervened(denoiser, variants, rows.variant, rows.unit, found, start)
+                with ablated:
+                    state = state.next(step, lambda x, t: self._predict(seeds, chosen, x, t))
             return state.x.cpu()
 
         images = self._forwards.ablated(variants, seeds.count, forward, len(self._timesteps) - first)
@@ -132,11 +132,10 @@ class Sampling:
 
     def _clean(self, seeds: Seeds, step: int, needs: Needs) -> CleanForward:
         """The unablated forward of a step, from the trajectory's latents."""
-        clean = self._forwards.clean
-        self._trajectory(seeds, needs)
+        clean, trajectory = self._forwards.clean, self._trajectory(seeds, needs)
         kept = clean.get((*seeds.key, step), needs)
         if kept is None:
-            x, t = self._trajectory(seeds, needs).states[step].copied().model_input(step)
+            x, t = trajectory.states[step].copied().model_input(step)
             kept = self._recorded(seeds, x, t, clean.everything(seeds.count) or needs)
             clean.keep((*seeds.key, step), kept)
         return kept

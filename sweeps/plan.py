@@ -214,7 +214,7 @@ def sampler_steps(config: Config, subject: Subject) -> tuple[int, ...]:
         raise ConfigError(
             f"sweep.steps: the model has {most} timesteps; expected 1 to {most}, got {config.sweep.steps}"
         )
-    return tuple(int(t) for t in subject.denoiser.sampler(config.sweep.steps).timesteps)
+    return subject.denoiser.timesteps(config.sweep.steps)
 
 
 def check_labels(subject: Subject) -> None:

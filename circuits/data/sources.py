@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from circuits.conditioning import Conditioning
 from circuits.data.folders import celeba, image_folder
@@ -15,6 +15,7 @@ from circuits.data.image_sets import ImageSet
 from circuits.data.lfw_faces import lfw_faces
 from circuits.data.synthetic_faces import synthetic_faces
 from circuits.naming import nearest
+from circuits.seeds import normal_per_index
 
 # Synthetic faces are drawn by index: training takes the first ones, measurements take indices from here on.
 SYNTHETIC_HELD_OUT_FROM = 1_000_000
@@ -60,6 +61,10 @@ class DataSet:
     def condition(self, units: Sequence[int]) -> Int[torch.Tensor, " n"] | Conditioning | None:
         """What these measured images are conditioned on, a row each: here the class label."""
         return self.labels(len(units))
+
+    def noise(self, units: Sequence[int], seed: int) -> Float[torch.Tensor, "n c h w"]:
+        """The fixed noise of each of these measured images, whatever is measured on them."""
+        return normal_per_index(seed, f"noise/{self.name}", list(units), self.measured.images.shape[1:])
 
     def reference_condition(self, units: Sequence[int]) -> Int[torch.Tensor, " n"] | Conditioning | None:
         """What these reference images are conditioned on."""

@@ -11,12 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from circuits.attention import (
     AttentionStatistics,
-    KernelCall,
     affordable_queries,
     attention_statistics,
     chosen_queries,
-    observing_kernels,
 )
+from circuits.hooks import KernelCall, observing_kernels
 from circuits.token_grids import TokenGrid, token_grid
 
 IMAGES, HEADS, WIDTH, COLUMNS = 4, 3, 7, 2

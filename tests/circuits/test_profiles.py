@@ -9,14 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from circuits.attention import KernelCall, observing_kernels
 from circuits.conditioning import Conditioning, draw
 from circuits.data.image_sets import ImageSet
 from circuits.data.prompts import PromptedSet
 from circuits.data.sources import DataSet
 from circuits.data.synthetic_faces import synthetic_faces
 from circuits.denoisers import Denoiser
-from circuits.hooks import capture_outputs, count_hooks, edit_attention_kernels, replaced_forwards
+from circuits.hooks import (
+    KernelCall,
+    capture_outputs,
+    count_hooks,
+    edit_attention_kernels,
+    observing_kernels,
+    replaced_forwards,
+)
 from circuits.probes import Likeness, PairedProbe, attended, coupling, part_columns, pooling, pooling_columns
 from circuits.probes import token_features as features_of
 from circuits.profiles import IMAGE_PROBES, MEASURES, POSITION, PROBES, SWAPPED_PROBES, HeadProfiles, profile_heads
