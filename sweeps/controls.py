@@ -7,11 +7,8 @@ import pandas as pd
 
 from circuits.interventions import Mode
 from circuits.statistics import bh, control_contrast
+from sweeps.comparison_names import NOISE_FLOOR, WORSE_ON_IMAGES, WORSE_THAN_CONTROLS
 from sweeps.gains import Gains
-
-WORSE_ON_IMAGES = "worse than random subspaces, over images"
-WORSE_THAN_CONTROLS = "worse than random subspaces, over controls"
-NOISE_FLOOR = "noise floor: unablated model measured twice"
 
 
 def control_contrasts(trials: pd.DataFrame, measured: Gains) -> pd.DataFrame:

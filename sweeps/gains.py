@@ -55,6 +55,16 @@ class Gains:
         return self.g[places]
 
 
+def aligned(measured: Gains | None, trial_ids: Sequence[str], width: int) -> Float32[np.ndarray, "trials width"]:
+    """The first ``width`` units of these trials; NaN where nothing was measured."""
+    g = np.full((len(trial_ids), width), np.nan, dtype=np.float32)
+    if measured is not None:
+        places = pd.Index(measured.trial_ids).get_indexer(pd.Index(trial_ids))
+        there, wide = places >= 0, min(width, measured.g.shape[1])
+        g[there, :wide] = measured.g[places[there], :wide]
+    return g
+
+
 def gains(ablated: np.ndarray, baseline: np.ndarray) -> Float[np.ndarray, "*any"]:
     """log(ablated / baseline); an error of exactly zero counts as the smallest float32."""
     return np.log(np.maximum(ablated, _FLOOR, dtype=np.float64)) - np.log(

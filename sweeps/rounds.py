@@ -13,7 +13,7 @@ import pandas as pd
 
 from circuits.statistics import SequentialResult, SequentialTrials, StoppingRule
 from sweeps.config import FAMILIES, Config, StatsConfig, as_list
-from sweeps.gains import Gains, read_gains
+from sweeps.gains import Gains, aligned, read_gains
 from sweeps.leases import Task
 from sweeps.plan import Plan, Trial
 from sweeps.records import RunDirectory
@@ -85,16 +85,13 @@ class Stopping:
             self._state.update(rows, first, np.stack([values[row] for row in rows]))
         self._state.decide()
 
-    def running(self) -> np.ndarray:
-        """Trials that want further images; not those that dropped out."""
-        return np.flatnonzero(self._state.active & ~self._dropped)
+    @property
+    def finished(self) -> np.ndarray:
+        """Trials that are decided or have all their images."""
+        return np.flatnonzero(~self._state.active & ~self._dropped)
 
     def result(self) -> SequentialResult:
         return self._state.result()
-
-    @property
-    def dropped(self) -> np.ndarray:
-        return self._dropped.copy()
 
 
 def decide(families: Sequence[str], images: Sequence[int], g: np.ndarray, rule: StoppingRule) -> Stopping:
@@ -127,16 +124,19 @@ class Rounds:
         whole = [trial for trial in trials if rule is None or not is_governed(trial)]
         self.done = {trial.trial_id for trial in whole if trial.trial_id in recorded}
         self._taken: set[str] = set()
-        self._whole = [Task.whole(trial) for trial in whole if trial.trial_id not in recorded]
-        self._known = known
-        self._row = {} if known is None else {trial_id: row for row, trial_id in enumerate(known.trial_ids)}
         self._values: dict[int, np.ndarray] = {}
         self._index = {trial.trial_id: index for index, trial in enumerate(self._trials)}
+        self._known = aligned(
+            known,
+            [trial.trial_id for trial in self._trials],
+            max((trial.first_image + trial.images for trial in self._trials), default=0),
+        )
         self._stopping = None
         if rule is not None and self._trials:
             labels = family_labels(pd.DataFrame([trial.row() for trial in self._trials]), families)
             self._stopping = Stopping(labels, [trial.images for trial in self._trials], rule)
-        self._pending = [*self._whole, *self._open()]
+        waiting = [Task.whole(trial) for trial in whole if trial.trial_id not in recorded]
+        self._pending = [*waiting, *self._open()]
 
     def tasks(self) -> list[Task]:
         """What is to be measured first."""
@@ -178,12 +178,9 @@ class Rounds:
 
     def _recall(self, index: int, units: range) -> bool:
         """Whether the records hold these images of a trial; if so they count."""
-        trial = self._trials[index]
-        row = self._row.get(trial.trial_id)
-        if self._known is None or row is None:
-            return False
-        values = self._known.g[row, trial.first_image + units.start : trial.first_image + units.stop]
-        if len(values) < len(units) or np.isnan(values).any():
+        first = self._trials[index].first_image
+        values = self._known[index, first + units.start : first + units.stop]
+        if np.isnan(values).any():
             return False
         self._values[index] = values
         return True
@@ -196,8 +193,7 @@ class Rounds:
 
     def _settle(self) -> None:
         assert self._stopping is not None
-        going_on = set(self._stopping.running().tolist()) | set(np.flatnonzero(self._stopping.dropped).tolist())
-        self.done |= {trial.trial_id for i, trial in enumerate(self._trials) if i not in going_on}
+        self.done |= {self._trials[index].trial_id for index in self._stopping.finished.tolist()}
 
 
 def resumed_rounds(config: Config, plan: Plan, directory: RunDirectory) -> Rounds:

@@ -20,7 +20,7 @@ from circuits.statistics import (
     percent,
     repeated_intervals,
 )
-from sweeps.gains import Gains
+from sweeps.gains import Gains, aligned
 from sweeps.rounds import decide, family_labels
 
 _FEWEST = 2
@@ -38,23 +38,13 @@ def sequential_effects(
     ids = trials["trial_id"].tolist()
     images = trials["images"].to_numpy(dtype=np.int64)
     families = family_labels(trials, axes)
-    primary = _values(gain_table.get(metric), ids, int(images.max()))
+    primary = aligned(gain_table.get(metric), ids, int(images.max()))
     decided = decide(families, images.tolist(), primary, rule).result()
     yield _table(ids, metric, primary, images, decided, rule)
     for other, measured in gain_table.items():
         if other != metric:
-            g = _values(measured, ids, int(images.max()))
+            g = aligned(measured, ids, int(images.max()))
             yield _table(ids, other, g, images, _described(g, decided.n, families, images, rule), rule)
-
-
-def _values(measured: Gains | None, ids: Sequence[str], width: int) -> np.ndarray:
-    """``[trials, width]`` of these trials, NaN where nothing was measured."""
-    g = np.full((len(ids), width), np.nan, dtype=np.float32)
-    if measured is not None:
-        places = pd.Index(measured.trial_ids).get_indexer(pd.Index(ids))
-        there, wide = places >= 0, min(width, measured.g.shape[1])
-        g[there, :wide] = measured.g[places[there], :wide]
-    return g
 
 
 def _described(

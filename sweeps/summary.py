@@ -100,8 +100,8 @@ def probe(subject: Subject) -> tuple[float, float]:
 def strongest_heads(plan: Plan, effects: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The trials of single heads with the largest degradation of the registered metric, significant ones only."""
     joined = effects.merge(plan.frame(), on="trial_id")
-    found = (joined["metric"] == metric) & (joined["verdict"] == "degraded") & (joined["phase"] != "control")
-    heads = joined[found & (joined["head"] >= 0)]
+    found = (joined["metric"] == metric) & (joined["verdict"] == "degraded") & (joined["head"] >= 0)
+    heads = joined[found]
     return heads.sort_values("percent", ascending=False).head(STRONGEST)
 
 
@@ -109,7 +109,9 @@ def print_summary(
     console: Console, plan: Plan, found: Aggregate, metric: str, directory: RunDirectory, page: Path
 ) -> None:
     """Verdict counts, the ten strongest heads, and where everything lies."""
-    primary = found.effects[found.effects["metric"] == metric].merge(plan.frame()[["trial_id", "phase"]], on="trial_id")
+    primary = found.effects[found.effects["metric"] == metric].merge(
+        plan.frame()[["trial_id", "phase", "images"]], on="trial_id"
+    )
     searched, primary = primary[primary["phase"] == "search"], primary[primary["phase"] != "search"]
     counts = primary["verdict"].value_counts()
     verdicts = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("degraded", "improved", "negligible", "inconclusive"))
@@ -117,8 +119,7 @@ def print_summary(
     console.print(f"{len(primary)} trials by {metric}: {verdicts}{missing}", highlight=False)
     stopped = int(primary["stopped"].notna().sum())
     if stopped:
-        most = primary.merge(plan.frame()[["trial_id", "images"]], on="trial_id")["images"].sum()
-        used = primary["n"].sum()
+        used, most = primary["n"].sum(), primary["images"].sum()
         console.print(
             f"{stopped} trials ended early, their verdict being certain: {used:,} of {most:,} images "
             f"({100 * used / most:.0f}%) were measured",

@@ -7,13 +7,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from sweeps.comparison_names import NOISE_FLOOR, WORSE_ON_IMAGES, WORSE_THAN_CONTROLS
 from sweeps.report import wording
 from sweeps.report.reported_run import ReportedRun
 
 # Names in comparisons.parquet.
-WORSE_ON_IMAGES = "worse than random subspaces, over images"
-WORSE_THAN_CONTROLS = "worse than random subspaces, over controls"
-NOISE_FLOOR = "noise floor: unablated model measured twice"
 
 PLACE = ["dataset", "window_index", "layer_index"]  # which random subspaces a head is compared with
 

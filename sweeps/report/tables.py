@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.comparison_names import DATA_SET_CONTRAST
 from sweeps.report import wording
 from sweeps.report.findings import verdict_counts
-from sweeps.report.reported_run import CALLED, DATA_SET_CONTRAST, STOPPED, ReportedRun
+from sweeps.report.reported_run import CALLED, STOPPED, ReportedRun
 from sweeps.report.theme import bin_name
 
 

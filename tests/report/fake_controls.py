@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from sweeps.report.controls import NOISE_FLOOR, WORSE_ON_IMAGES, WORSE_THAN_CONTROLS
+from sweeps.comparison_names import NOISE_FLOOR, WORSE_ON_IMAGES, WORSE_THAN_CONTROLS
 
 DRAWN = 5
 CONTROL_IMAGES = 7  # odd: one half has an image more than the other

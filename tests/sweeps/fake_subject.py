@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -18,15 +17,15 @@ from sweeps.plan import Subject
 
 @dataclass(frozen=True)
 class FakeDenoiser:
-    """What a plan reads of a denoiser; its sampler has evenly spaced timesteps."""
+    """What a plan reads of a denoiser; a sampler has evenly spaced timesteps."""
 
     name: str = "fake"
     revision: str = "r0"
     train_timesteps: int = 1000
     classes: int = 2
 
-    def sampler(self, steps: int) -> Any:
-        return SimpleNamespace(timesteps=trailing_timesteps(self.train_timesteps, steps))
+    def timesteps(self, steps: int) -> tuple[int, ...]:
+        return tuple(trailing_timesteps(self.train_timesteps, steps))
 
 
 def trailing_timesteps(train_timesteps: int, steps: int) -> list[int]:

@@ -11,8 +11,8 @@ import pytest
 
 from circuits.statistics import StoppingRule, control_contrast, effects, repeated_intervals
 from sweeps.aggregate import EFFECT_COLUMNS, Registered, comparisons_of, effects_of
+from sweeps.comparison_names import NOISE_FLOOR, WORSE_ON_IMAGES, WORSE_THAN_CONTROLS
 from sweeps.config import Config
-from sweeps.controls import NOISE_FLOOR, WORSE_ON_IMAGES, WORSE_THAN_CONTROLS
 from sweeps.driver import execute, planned
 from sweeps.gains import Gains
 from sweeps.plan import Subject
