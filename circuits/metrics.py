@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 Images = Float[torch.Tensor, "n c h w"]
 PerImage = Float[torch.Tensor, " n"]
@@ -61,15 +61,32 @@ def luminance_error(predicted: Images, truth: Images) -> PerImage:
 
 
 def structure_error(predicted: Images, truth: Images) -> PerImage:
-    """(1 - SSIM) / 2 in [0, 1] (Wang et al. 2004, through torchmetrics), of pixels moved to [0, 1].
+    """(1 - SSIM) / 2 in [0, 1], of pixels moved to [0, 1].
 
     SSIM is made for intensities: means below zero change the sign of its luminance term, and a negative looks like the
     image.
     """
-    predicted, truth = (predicted + 1) / 2, (truth + 1) / 2
-    ssim = structural_similarity_index_measure(predicted, truth, data_range=1.0, reduction="none")
-    assert isinstance(ssim, torch.Tensor)
-    return ((1 - ssim.reshape(len(predicted))) / 2).clamp(min=0)
+    return ((1 - structural_similarity((predicted + 1) / 2, (truth + 1) / 2)) / 2).clamp(min=0)
+
+
+def structural_similarity(a: Images, b: Images) -> PerImage:
+    """SSIM of images in [0, 1], at least 6 pixels a side (Wang et al. 2004): Gaussian of sd 1.5 cut at 5 pixels,
+    reflected borders, mean over pixels and channels. As torchmetrics has it, a tenth of its time on small images:
+    every trial's every image is measured by it."""
+    rows, columns = (_gaussian_blur(size).to(a) for size in a.shape[-2:])
+    means = rows @ torch.cat([a, b, a * a, b * b, a * b]) @ columns.T
+    mean_a, mean_b, square_a, square_b, product = means.chunk(5)
+    variances = (square_a - mean_a.square()).clamp(min=0) + (square_b - mean_b.square()).clamp(min=0)
+    luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a.square() + mean_b.square() + 1e-4)
+    return (luminance * (2 * (product - mean_a * mean_b) + 9e-4) / (variances + 9e-4)).mean(dim=(1, 2, 3))
+
+
+@lru_cache(maxsize=16)
+def _gaussian_blur(size: int) -> Float[torch.Tensor, "size size"]:
+    """The blur along one side, as a matrix: the product of two is the whole, and faster than a convolution."""
+    weights = torch.exp(-torch.arange(-5.0, 6.0).square() / (2 * 1.5**2))
+    padded = F.pad(torch.eye(size), (5, 5), mode="reflect")
+    return F.conv1d(padded[:, None], (weights / weights.sum()).view(1, 1, -1)).squeeze(1).T.contiguous()
 
 
 X0_METRICS: dict[str, Callable[[Images, Images], PerImage]] = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from circuits import metrics
 from circuits.metrics import DENOISE_METRICS, SAMPLE_DISTANCES, SAMPLE_METRICS, X0_METRICS, Images
@@ -100,6 +101,18 @@ def test_structure_error_is_bounded_and_agrees_with_skimage() -> None:
         settings = {"data_range": 1, "gaussian_weights": True, "use_sample_covariance": False, "full": True}
         ssim = structural_similarity(*padded, **settings)[1][5:-5, 5:-5].mean()
         assert found[i].item() == pytest.approx((1 - ssim) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 24, 40), (4, 8, 8)])
+def test_structural_similarity_is_that_of_torchmetrics(shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, noise = torch.rand((5, *shape), generator=generator), torch.rand((5, *shape), generator=generator)
+    b = (a + torch.linspace(0, 1, 5).view(-1, 1, 1, 1) * (noise - 0.5)).clamp(0, 1)
+    expected = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    assert isinstance(expected, torch.Tensor)
+    torch.testing.assert_close(metrics.structural_similarity(a, b), expected, rtol=0, atol=1e-6)
+    assert expected[0] == 1
+    assert expected[-1] < 0.9
 
 
 def test_structure_error_of_constant_images_in_closed_form() -> None:
