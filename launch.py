@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from circuits.naming import nearest
-from sweeps.config import ConfigError, config_folder, nearest_key, register, schema_keys, typed
+from sweeps.composition import config_folder, nearest_key, register, schema_keys, typed
+from sweeps.config import ConfigError
 
 GAVE_OUT, BAD_INPUT, FAILED_TRIALS, INTERRUPTED = 1, 2, 3, 130
 _EXPECTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}

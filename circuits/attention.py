@@ -7,7 +7,9 @@ wants pooled, or with the places of the tokens; the entropy is H = lse - scale q
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +63,7 @@ class AttentionStatistics:
         pooled: columns averaged under the attention of each query.
         queries: which queries were looked at; all means are over these.
         spatial: where keys are the queries' own tokens on a grid.
+        output: A V of these queries, where values were given.
     """
 
     entropy: Float[torch.Tensor, "images heads"]
@@ -72,6 +75,7 @@ class AttentionStatistics:
     pooled: Float[torch.Tensor, "images heads queries columns"]
     queries: Int[torch.Tensor, " queries"]
     spatial: SpatialStatistics | None
+    output: Float[torch.Tensor, "images heads queries head_dim"] | None
 
 
 def attention_statistics(
@@ -82,6 +86,7 @@ def attention_statistics(
     mask: torch.Tensor | None = None,
     grid: TokenGrid | None = None,
     columns: Float[torch.Tensor, "images keys columns"] | None = None,
+    value: Float[torch.Tensor, "images heads keys head_dim"] | None = None,
     queries: int | None = None,
     elements: int | None = None,
 ) -> AttentionStatistics:
@@ -92,6 +97,7 @@ def attention_statistics(
         mask: boolean (True: attend) or additive, broadcast over images, heads and queries.
         grid: of the tokens, where keys are the queries' own tokens.
         columns: numbers at the keys to be averaged under attention.
+        value: for the output of attention itself, which is then a by-product.
         queries: looked at, at most, the same for every head and image; all by default.
         elements: of the map in memory at a time; by default what suits the device.
 
@@ -108,6 +114,7 @@ def attention_statistics(
     chosen = chosen_queries(tokens, queries).to(query.device)
     budget = elements or BLOCK_ELEMENTS.get(query.device.type, BLOCK_ELEMENTS["cpu"])
     block = min(len(chosen), max(_MIN_BLOCK, budget // (2 * heads * count)))
+    block = math.ceil(len(chosen) / math.ceil(len(chosen) / block))  # no small last one
     together = 2 * max(1, budget // (2 * heads * count * block))  # whole pairs
     bias = None if mask is None else _as_bias(mask)
     if len(chosen) < tokens:
@@ -117,13 +124,16 @@ def attention_statistics(
     for start in range(0, images, together):
         some = slice(start, start + together)
         own = bias if bias is None or len(bias) == 1 else bias[some]
-        q, k = query[some].float().contiguous(), key[some].float().contiguous()
-        maps = _Maps(q, k, scale, own, columns[some].float(), grid, chosen)
+        q, k = query[some].float().contiguous(), key[some].float()
+        # Keys and values side by side, so that both are weighed in one product.
+        weighed = k.contiguous() if value is None else torch.cat([k, value[some].float()], dim=3)
+        maps = _Maps(q, weighed, width, scale, own, columns[some].float(), grid, chosen)
         parts.append(maps.reduced(block))
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    output = joined.pop("output")
     names = {field.name for field in fields(SpatialStatistics)}
     spatial = SpatialStatistics(**{name: joined.pop(name) for name in names}) if grid is not None else None
-    return AttentionStatistics(**joined, queries=chosen, spatial=spatial)
+    return AttentionStatistics(**joined, queries=chosen, spatial=spatial, output=None if value is None else output)
 
 
 def affordable_queries(keys: int, entries: int | None = ENTRIES) -> int | None:
@@ -158,16 +168,22 @@ class _Maps:
 
     Attributes:
         query: of the chosen queries.
+        weighed: keys, in the first ``width`` columns, and what else is to be averaged under each head's attention.
         chosen: their places among the tokens.
     """
 
     query: Float[torch.Tensor, "images heads queries width"]
-    key: Float[torch.Tensor, "images heads keys width"]
+    weighed: Float[torch.Tensor, "images heads keys weighed"]
+    width: int
     scale: float
     bias: Float[torch.Tensor, "images_or_1 heads_or_1 queries_or_1 keys"] | None
     columns: Float[torch.Tensor, "images keys columns"]
     grid: TokenGrid | None
     chosen: Int[torch.Tensor, " queries"]
+
+    @property
+    def key(self) -> Float[torch.Tensor, "images heads keys width"]:
+        return self.weighed[..., : self.width]
 
     def reduced(self, block: int) -> dict[str, torch.Tensor]:
         """Every statistic, by the name of its field; ``block`` queries at a time."""
@@ -175,19 +191,19 @@ class _Maps:
         per_query: dict[str, list[torch.Tensor]] = {}
         received = self.key.new_zeros(self.key.shape[:3])
         for start in range(0, len(self.chosen), block):
-            found = self._block(slice(start, start + block), shared)
+            found = self._block(slice(start, min(start + block, len(self.chosen))), shared)
             received += found.pop("received")
             for name, values in found.items():
                 per_query.setdefault(name, []).append(values)
         joined = {name: torch.cat(blocks, dim=2) for name, blocks in per_query.items()}
-        pooled = joined.pop("pooled")
+        kept = {name: joined.pop(name) for name in ("pooled", "output")}
         count = self._keys()
         means = {name: values.mean(dim=2) for name, values in joined.items()}
         pairs = len(means["overlap"])
         means["uniform_share"] = (1 / joined["power"]).mean(dim=2) / count[:, None]
         means["power"] = means["power"] * count[:, None]
         means["overlap"] = means["overlap"] * count[: 2 * pairs : 2, None]
-        return means | {"keys": count, "received": received / len(self.chosen), "pooled": pooled}
+        return means | {"keys": count, "received": received / len(self.chosen)} | kept
 
     def _keys(self) -> Float[torch.Tensor, " images"]:
         """Keys that may be attended to; masks of denoisers are the same for all heads and queries."""
@@ -213,7 +229,8 @@ class _Maps:
         averaged = (weights.flatten(1, 2) @ shared).unflatten(1, weights.shape[1:3])
         total = averaged[..., 0]
         averaged = averaged[..., 1:] / total[..., None]
-        mean_logit = (query * (weights @ self.key)).sum(dim=3) / total
+        weighed = weights @ self.weighed
+        mean_logit = torch.linalg.vecdot(query, weighed[..., : self.width]) / total
         if bias is not None:
             mean_logit = mean_logit + torch.linalg.vecdot(weights, bias.expand_as(weights)) / total
         pairs = len(weights) // 2
@@ -223,11 +240,26 @@ class _Maps:
             "overlap": torch.linalg.vecdot(weights[0::2][:pairs], weights[1::2]) / (total[0::2][:pairs] * total[1::2]),
             "received": (total.reciprocal()[..., None, :] @ weights)[..., 0, :],
             "pooled": averaged,
+            "output": weighed[..., self.width :] / total[..., None],
         }
         if self.grid is not None:
             # Queries first: what each one's attention is weighed by, times its row in the maps of all images and heads.
-            weighings = self.grid.weighings(self.chosen[some]).transpose(1, 2)
-            weighed = weighings @ weights.flatten(0, 1).permute(1, 2, 0)
-            places = (weighed.permute(1, 2, 0).unflatten(1, weights.shape[:2]) / total).unbind(0)
+            weighings = _weighings(self.grid, self.chosen, some).transpose(1, 2)
+            shares = weighings @ weights.flatten(0, 1).permute(1, 2, 0)
+            places = (shares.permute(1, 2, 0).unflatten(1, weights.shape[:2]) / total).unbind(0)
             found |= {field.name: values for field, values in zip(fields(SpatialStatistics), places, strict=True)}
         return found
+
+
+def _weighings(
+    grid: TokenGrid, chosen: Int[torch.Tensor, " queries"], some: slice
+) -> Float[torch.Tensor, "block tokens 5"]:
+    """``TokenGrid.weighings`` of some of the chosen queries, kept where there is room for those of all."""
+    if len(chosen) * grid.tokens > ENTRIES:
+        return grid.weighings(chosen[some])
+    return _kept_weighings(grid, len(chosen), chosen.device)[some]
+
+
+@lru_cache(maxsize=4)
+def _kept_weighings(grid: TokenGrid, queries: int, device: torch.device) -> Float[torch.Tensor, "queries tokens 5"]:
+    return grid.weighings(chosen_queries(grid.tokens, queries).to(device))

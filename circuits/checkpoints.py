@@ -170,6 +170,9 @@ def load_codec(folder: Path, dtype: torch.dtype) -> ImageCodec | None:
         return None
     from diffusers import AutoencoderKL  # a second of import time that only latent models need
 
+    if dtype == torch.float16 and read_json(file).get("force_upcast", True):
+        dtype = torch.float32  # activations of these autoencoders, SDXL's among them, overflow
+
     try:
         autoencoder = AutoencoderKL.from_pretrained(
             file.parent, use_safetensors=True, torch_dtype=dtype, local_files_only=True

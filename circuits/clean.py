@@ -12,13 +12,23 @@ from jaxtyping import Float
 
 from circuits.denoisers import Denoiser
 from circuits.hooks import LeafKey, capture_inputs, capture_leaves, capture_outputs
-from circuits.interventions import Intervention, Mode
+from circuits.interventions import READING_V, Intervention
 from circuits.replay import TensorTemplate
 from circuits.replay_plans import ReplayPlans
 from circuits.sites import AttentionLayer
 
 KEPT_BYTES = 1 << 30
-"""Memory for clean forwards on the device; the least recently used go first."""
+KEPT_SHARE = 4
+
+
+def kept_bytes(free: int) -> int:
+    """Memory for clean forwards on a device with so many bytes free: a quarter of it, at least 1 GiB."""
+    return max(KEPT_BYTES, free // KEPT_SHARE)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU. 0 elsewhere: there the least that is kept will do, and other workers share the memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Needs:
 
     Attributes:
         activations: the inputs of these layers' sites.
-        values: V at these layers.
+        values: outputs of the modules that hold V at these layers.
         replayed: recordings to begin a forward at these layers' sites, if they can be replayed.
     """
 
@@ -51,7 +61,8 @@ class CleanForward:
 
     Attributes:
         held: what was kept of it.
-        activations, values: by layer name.
+        activations: by layer name.
+        values: outputs of the modules that hold V, by path.
         leaves: outputs of calls, for replay.
         measured: what was computed from the prediction, per unit.
     """
@@ -69,28 +80,32 @@ class CleanForward:
 
 
 class CleanForwards:
-    """Makes clean forwards and keeps as many as fit into memory.
+    """Makes clean forwards and keeps as many as fit into memory; the least recently used go first.
 
     Args:
-        kept_bytes: memory for all that are kept.
+        limit: bytes for all that are kept; by default :func:`kept_bytes` of what the device has free now.
     """
 
     def __init__(
-        self, denoiser: Denoiser, layers: Sequence[AttentionLayer], plans: ReplayPlans, kept_bytes: int = KEPT_BYTES
+        self,
+        denoiser: Denoiser,
+        layers: Sequence[AttentionLayer],
+        plans: ReplayPlans,
+        limit: int | None = None,
     ) -> None:
         self._network = denoiser.network
         self._itemsize = next(denoiser.network.parameters()).itemsize
         self._layers = {layer.name: layer for layer in layers}
         self._plans = plans
-        self._limit = kept_bytes
+        self._limit = kept_bytes(free_bytes(denoiser.device)) if limit is None else limit
         self._kept: OrderedDict[Hashable, CleanForward] = OrderedDict()
 
     def needs(self, interventions: Sequence[Intervention]) -> Needs:
         """What forwards that begin at the interventions' first layers need of the clean forward of the same images."""
         first = {first_layer(i, self._layers) for i in interventions}
         replayed = frozenset(name for name in first if self._plans[name] is not None)
-        identity = {site.layer for i in interventions if i.mode is Mode.identity for site in i.sites}
-        values = frozenset(name for name in identity if self._layers[name].values is not None)
+        reading = {site.layer for i in interventions if i.mode in READING_V for site in i.sites}
+        values = frozenset(name for name in reading if self._layers[name].value_modules)
         return Needs(replayed, values if replayed else frozenset(), replayed)
 
     def everything(self, units: int, forwards: int = 1) -> Needs | None:
@@ -98,30 +113,65 @@ class CleanForwards:
 
         Recorded at once it serves all layers, so that their trials share one clean forward.
         """
-        everything = Needs(
-            frozenset(self._layers),
-            frozenset(name for name, layer in self._layers.items() if layer.values is not None),
-            frozenset(self._plans.of_all()),
+        everything = Needs()
+        for name in self._layers:
+            everything |= self._needed_at(name)
+        return everything if self._fits(everything, units, forwards) else None
+
+    def widened(self, needs: Needs, units: int, forwards: int = 1) -> Needs:
+        """What is needed, and of what interventions could need as much as half of the memory takes.
+
+        That is everything or else what the layers from the first needed one on need, as far as it goes: trials come
+        layer by layer, so that a clean forward then serves a stretch of layers.
+        """
+        everything = self.everything(units, forwards)
+        if everything is not None:
+            return everything
+        asked = needs.activations | needs.values | needs.replayed
+        first = min(self._layers[name].index for name in asked)
+        found = needs
+        for layer in sorted(self._layers.values(), key=lambda layer: layer.index):
+            if layer.index < first:
+                continue
+            more = self._needed_at(layer.name)
+            wider = found | (more if needs.values else replace(more, values=frozenset()))
+            if not self._fits(wider, units, forwards):
+                break
+            found = wider
+        return found
+
+    def _needed_at(self, layer: str) -> Needs:
+        """By any intervention that begins at this layer."""
+        name = frozenset({layer})
+        return Needs(
+            name,
+            name if self._layers[layer].value_modules else frozenset(),
+            name if self._plans[layer] is not None else frozenset(),
         )
-        sites = sum(layer.tokens * layer.width * (1 + (layer.values is not None)) for layer in self._layers.values())
-        per_unit = sum(leaf.bytes_per_row for leaf in self._live(everything).values()) + sites * self._itemsize
-        return everything if per_unit * units * forwards <= self._limit / 2 else None
+
+    def _fits(self, needs: Needs, units: int, forwards: int) -> bool:
+        """Whether recordings of so many clean forwards take at most half of the memory."""
+        activations = [self._layers[name] for name in needs.activations]
+        values = [self._layers[name] for name in needs.values if self._layers[name].values is not None]
+        sites = sum(layer.tokens * layer.width for layer in [*activations, *values])
+        per_unit = sum(leaf.bytes_per_row for leaf in self._live(needs).values()) + sites * self._itemsize
+        return per_unit * units * forwards <= self._limit / 2
 
     @contextmanager
     def recording(self, needs: Needs) -> Iterator[Callable[[Mapping[str, torch.Tensor]], CleanForward]]:
         """Inside, one forward is recorded; the function then makes a clean forward of it and of what was measured."""
         projections = {self._layers[name].projection: name for name in needs.activations}
-        modules = {name: path for name in needs.values if (path := self._layers[name].values) is not None}
+        modules = {path for name in needs.values for path in self._layers[name].value_modules}
         live = self._live(needs)  # before the hooks: a plan made for it would run through them
         with (
             capture_inputs(self._network, list(projections)) as inputs,
-            capture_outputs(self._network, sorted({*modules.values()})) as outputs,
+            capture_outputs(self._network, sorted(modules)) as outputs,
             capture_leaves(self._network, live) as leaves,
         ):
             yield lambda measured: CleanForward(
                 needs,
                 {projections[path]: tensor for path, tensor in inputs.items()},
-                {name: outputs[path] for name, path in modules.items()},
+                outputs,
                 leaves,
                 measured,
             )

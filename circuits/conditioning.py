@@ -41,6 +41,17 @@ class Conditioning:
         chosen = indices if isinstance(indices, torch.Tensor) else torch.tensor(list(indices), dtype=torch.long)
         return Conditioning({name: tensor[chosen.to(tensor.device)] for name, tensor in self.tensors.items()})
 
+    def followed_by(self, other: Conditioning) -> Conditioning:
+        """These rows, then those of another.
+
+        Raises:
+            ValueError: other tensors, or rows of another shape.
+        """
+        shapes = [{name: tuple(t.shape[1:]) for name, t in given.tensors.items()} for given in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"conditioning of different shapes cannot share a forward: {shapes[0]}, {shapes[1]}")
+        return Conditioning({name: torch.cat([t, other.tensors[name]]) for name, t in self.tensors.items()})
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         """On the device; floating-point tensors in the network's dtype, labels and masks as they are."""
         return Conditioning(
@@ -185,6 +196,17 @@ def without_last_text_token(network: Any, conditioning: Conditioning) -> Conditi
     if not text:
         return None
     return Conditioning({name: t[:, :-1] if name in text else t for name, t in conditioning.tensors.items()})
+
+
+def with_last_text_token_masked(network: Any, conditioning: Conditioning) -> Conditioning:
+    """The same with the last token closed in every mask."""
+    masks = {i.name for i in inputs_of(network) if i.kind == "mask"}
+    return Conditioning(
+        {
+            name: torch.cat([t[:, :-1], torch.zeros_like(t[:, -1:])], dim=1) if name in masks else t
+            for name, t in conditioning.tensors.items()
+        }
+    )
 
 
 def _text(width: int, name: str = "encoder_hidden_states", tokens: int | None = None) -> Input:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from circuits.checkpoints import (
     revision,
     scheduler_file,
 )
+from circuits.compiled import compile_regions
 from circuits.conditioning import Conditioning, NetworkInput, inputs_of, predict, signature_of
 from circuits.flow import FlowSampler, flow_sampler, flow_sigmas
 from circuits.latents import ImageCodec
@@ -138,7 +140,7 @@ class Denoiser:
         Raises:
             ValueError: the model is conditioned on something that it is not given.
         """
-        conditioning = self._conditioning(labels)
+        conditioning = self.conditioning(labels)
         # Flow models count their noise levels from 1: a network is told s T, which is t + 1.
         told = t.to(self.device) + 1 if self.prediction_type == "flow" else t.to(self.device)
         given = conditioning.to(self.device, self.dtype).tensors
@@ -147,7 +149,8 @@ class Denoiser:
         output = output.narrow(-3, 0, self.channels)
         return self.as_prediction(output, x_t.to(self.device).float(), t)
 
-    def _conditioning(self, labels: torch.Tensor | Conditioning | None) -> Conditioning:
+    def conditioning(self, labels: Int[torch.Tensor, " n"] | Conditioning | None) -> Conditioning:
+        """Class labels as the network's conditioning, which is returned as it is; errors as when called."""
         if isinstance(labels, Conditioning):
             return labels
         if not self.classes:
@@ -227,7 +230,14 @@ class Denoiser:
 
 
 def load_denoiser(
-    path: str | Path, *, name: str | None = None, device: str = "cpu", dtype: str = "float32", size: int | None = None
+    path: str | Path,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    size: int | None = None,
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> Denoiser:
     """Load any diffusers folder or hub id that holds a denoiser, from safetensors only.
 
@@ -236,6 +246,8 @@ def load_denoiser(
         name: name in tables; defaults to the last part of ``path``.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
         size: height and width of the images in pixels; defaults to the model's own.
+        channels_last: lay the weights of convolutions out so that channels are next to each other in memory.
+        compiled: torch.compile the parts that no intervention reaches (see ``circuits.compiled``).
 
     Raises:
         ModelError: nothing there, only pickled weights, damaged files, or a kind of model that is not supported.
@@ -256,9 +268,14 @@ def load_denoiser(
         raise ModelError(f"model.size: expected a multiple of {pixels} pixels, got {size}")
     shape = _sample_shape(network, network_dir, channels, None if size is None else size // pixels)
     flow = "beta_schedule" not in scheduler.config
+    network = network.to(device).eval().requires_grad_(False)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if compiled:
+        compile_regions(network, torch.device(device))
     return Denoiser(
         name=name or Path(str(path)).name,
-        network=network.to(device).eval().requires_grad_(False),
+        network=network,
         scheduler=scheduler,
         prediction_type="flow" if flow else scheduler.config.prediction_type,
         channels=channels,

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from circuits.clean import CleanForward, Needs
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser, Prediction
+from circuits.face_metrics import FaceMetrics
 from circuits.forwards import Forwards, Rows
+from circuits.gaussian_noise import GaussianNoise
 from circuits.interventions import Intervention, Mode
 from circuits.metrics import DENOISE_METRICS, denoise_metrics
 from circuits.references import MeanReferences
@@ -54,9 +56,11 @@ def timesteps_of(steps: Sequence[int], units: Sequence[int]) -> Int[torch.Tensor
 class Denoising:
     """Measures interventions on images of data sets."""
 
-    def __init__(self, forwards: Forwards, means: MeanReferences, seed: int) -> None:
+    def __init__(self, forwards: Forwards, means: MeanReferences, seed: int, faces: FaceMetrics | None = None) -> None:
         self._forwards = forwards
+        self._faces = faces
         self._means = means
+        self._gaussian = GaussianNoise(means, seed)
         self._seed = seed
         self._drawn: dict[str, dict[int, torch.Tensor]] = {}
 
@@ -90,23 +94,26 @@ class Denoising:
         places = torch.tensor([passed.index(unit) for unit in units])
         replacements = self._replacements(data, steps, units, modes, lending, lends, clean, passed)
         noised = self._noised(data, steps, units)
+        names = DENOISE_METRICS + (self._faces.names(data.name) if self._faces else ())
 
         def forward(rows: Rows) -> torch.Tensor:
             start = rows.start(clean, places, self._denoiser.device)
             with intervened(self._denoiser, variants, rows.variant, rows.unit, replacements, start):
                 found = self._metrics(data, noised.rows(rows.unit))
-            return torch.stack([found[name] for name in DENOISE_METRICS], dim=1)
+            return torch.stack([found[name] for name in names], dim=1)
 
-        baseline = {name: clean.measured[name][places] for name in DENOISE_METRICS}
+        baseline = {name: clean.measured[name][places] for name in names}
         if not interventions:
             return {name: Paired(values, values.new_empty(0, len(units))) for name, values in baseline.items()}
         found = self._forwards.ablated(variants, len(units), forward)
-        return {name: Paired(baseline[name], found[..., i]) for i, name in enumerate(DENOISE_METRICS)}
+        return {name: Paired(baseline[name], found[..., i]) for i, name in enumerate(names)}
 
     def _metrics(self, data: DataSet, noised: Noised) -> dict[str, Float[torch.Tensor, " rows"]]:
         prediction: Prediction = self._denoiser(noised.x_t, noised.t, data.condition(noised.image.tolist()))
         error = self._denoiser.noise_error(prediction, noised.x0, noised.noise, noised.t)
         measured = denoise_metrics(error, prediction.x0, noised.x0)
+        if self._faces is not None:
+            measured |= self._faces.measure(data.name, noised.image, prediction.x0, noised.x0)
         return {name: values.cpu() for name, values in measured.items()}
 
     def _noised(self, data: DataSet, steps: Sequence[int], units: Sequence[int]) -> Noised:
@@ -129,7 +136,7 @@ class Denoising:
         kept = clean.get(key, needs)
         if kept is not None:
             return kept
-        held = (clean.everything(len(units)) or needs) if needs else needs
+        held = clean.widened(needs, len(units)) if needs else needs
         noised = self._noised(data, steps, units)
 
         def forward(places: list[int]) -> CleanForward:
@@ -154,6 +161,9 @@ class Denoising:
     ) -> dict[Mode, Replacement]:
         """What each mode in use puts in place, computed before the forwards that use it."""
         replacements: dict[Mode, Replacement] = {}
+        if Mode.noise in modes:  # before the means, which come with its moments
+            at = zip(units, timesteps_of(steps, units).tolist(), strict=True)
+            replacements[Mode.noise] = self._gaussian.replacement(data, self._forwards.layers.values(), list(at))
         if Mode.mean in modes:
             tables = {
                 name: torch.stack([self._means.mean(data, step, layer) for step in steps])

@@ -18,7 +18,9 @@ from jaxtyping import Int
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser
 from circuits.denoising import Denoising, Paired, timesteps_of
+from circuits.face_metrics import FaceMetrics
 from circuits.forwards import Forwards
+from circuits.guidance import Guidance
 from circuits.interventions import Intervention, Mode
 from circuits.naming import nearest
 from circuits.references import MeanReferences, donors
@@ -58,6 +60,8 @@ class Engine:
         steps: steps of the sampler; windows are sets of these steps in both protocols.
         rows: rows of a forward, halved, for good, when the device runs out of memory. With 0, as many as make the best
             use of the device are measured; the numbers do not depend on it.
+        guidance: of generated images. The errors that ``denoise`` measures are those of the conditional branch.
+        faces: what ``denoise`` measures beside its own metrics.
 
     Raises:
         ValueError: a data set that does not fit the model: size, colour mode or label.
@@ -72,6 +76,8 @@ class Engine:
         steps: int,
         seed: int,
         rows: int = 32,
+        guidance: Guidance | None = None,
+        faces: FaceMetrics | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.layers = {layer.name: layer for layer in layers}
@@ -84,8 +90,8 @@ class Engine:
         rows = rows or best_rows(forward_seconds(denoiser))
         self._forwards = Forwards(denoiser, layers, rows)
         means = MeanReferences(denoiser, layers, seed, min(rows, REFERENCE_ROWS))
-        self._denoising = Denoising(self._forwards, means, seed)
-        self._sampling = Sampling(self._forwards, means, self.sampler, seed)
+        self._denoising = Denoising(self._forwards, means, seed, faces)
+        self._sampling = Sampling(self._forwards, means, self.sampler, seed, guidance)
 
     @property
     def rows(self) -> int:

@@ -59,24 +59,30 @@ class Forwards:
         self.clean = CleanForwards(denoiser, layers, self.plans)
 
     def ablated(
-        self, variants: Variants, units: int, forward: Callable[[Rows], torch.Tensor], forwards: int = 1
+        self,
+        variants: Variants,
+        units: int,
+        forward: Callable[[Rows], torch.Tensor],
+        forwards: int = 1,
+        branches: int = 1,
     ) -> torch.Tensor:
         """Results of all variants on all units, ``[variants, units, ...]``.
 
         Args:
             forward: results of some rows, rows first.
             forwards: times each row goes through the network in it.
+            branches: rows of the network that it makes of each row: 2 under guidance.
         """
         parts: list[torch.Tensor] = []
         order: list[int] = []
-        for group in self._groups(variants, units, forwards):
+        for group in self._groups(variants, units * branches, forwards):
             plan, members = group.plan, torch.tensor(group.variants)
 
             def run(rows: list[int], plan: ReplayPlan | None = plan, members: torch.Tensor = members) -> torch.Tensor:
                 flat = torch.tensor(rows)
                 return forward(Rows(members[flat // units], flat % units, plan))
 
-            parts += self.batches.run(range(len(group.variants) * units), run, forwards)
+            parts += self.batches.run(range(len(group.variants) * units), run, forwards, branches)
             order += group.variants
         results = torch.cat(parts).unflatten(0, (len(order), units))
         return results[torch.tensor(order).argsort()]

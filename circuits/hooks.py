@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import chain, repeat
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -85,14 +87,21 @@ class KernelCall:
         ordinal: n-th call since observing began, from 0.
         mask: as the kernel takes it (True or 0 where a key may be attended to), or None.
         scale: of the logits.
+        compute: the kernel itself; see ``output``.
     """
 
     ordinal: int
     query: Float[torch.Tensor, "images heads queries width"]
     key: Float[torch.Tensor, "images heads keys width"]
-    output: Float[torch.Tensor, "images heads queries head_dim"]
+    value: Float[torch.Tensor, "images heads keys head_dim"]
     mask: torch.Tensor | None
     scale: float
+    compute: Callable[[], torch.Tensor]
+
+    @cached_property
+    def output(self) -> Float[torch.Tensor, "images heads queries head_dim"]:
+        """What the kernel returns; computed when it is first asked for."""
+        return self.compute()
 
 
 @contextmanager
@@ -159,8 +168,11 @@ def edit_attention_kernels(network: nn.Module, edits: Mapping[str, KernelEdit]) 
 
 
 @contextmanager
-def observing_kernels(observe: Callable[[KernelCall], None]) -> Iterator[None]:
+def observing_kernels(observe: Callable[[KernelCall], torch.Tensor | None]) -> Iterator[None]:
     """Inside, ``observe`` is told of every call of ``scaled_dot_product_attention``, which returns what it always does.
+
+    Args:
+        observe: may return the call's output, where it has computed that itself; the kernel then need not run.
 
     Raises:
         ValueError: causal attention, which no denoiser has.
@@ -181,12 +193,14 @@ def observing_kernels(observe: Callable[[KernelCall], None]) -> Iterator[None]:
         nonlocal count
         if is_causal:
             raise ValueError("causal attention has no profile: expected the attention of a denoiser")
-        output = real(query, key, value, attn_mask, dropout_p, scale=scale, **kwargs)
+        compute = partial(real, query, key, value, attn_mask, dropout_p, scale=scale, **kwargs)
         shared = query.shape[1] // key.shape[1]  # heads that share a key, with grouped queries
-        key = key if shared == 1 else key.repeat_interleave(shared, dim=1)
-        observe(KernelCall(count, query, key, output, attn_mask, scale or query.shape[-1] ** -0.5))
+        if shared > 1:
+            key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
+        call = KernelCall(count, query, key, value, attn_mask, scale or query.shape[-1] ** -0.5, compute)
         count += 1
-        return output
+        output = observe(call)
+        return call.output if output is None else output
 
     with ExitStack() as stack:
         _patch_kernel(stack, kernel)

@@ -7,7 +7,8 @@ and is the closest to "this head says nothing about this image". Read them side 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float
 from circuits.naming import nearest
 from circuits.seeds import torch_generator
 
-Level = Literal["head", "layer", "set"]
+Level = Literal["head", "layer", "block", "stage", "set"]
 ALL_HEADS = -1
 
 
@@ -35,12 +36,22 @@ class Mode(StrEnum):
     """The head's output for an image of the other data set, under that data set's class, at the same timestep."""
     identity = "identity"
     """(1 - strength) o + strength V: the head's attention map moved toward the identity."""
+    uniform = "uniform"
+    """The mean of V over all keys: the head's attention map moved to the uniform one."""
+    noise = "noise"
+    """Gaussian noise with the mean and the standard deviation that each entry of the head's output has over the
+    reference set, keyed as in ``mean``; fixed per image, layer and timestep."""
+    scale = "scale"
+    """The head's output times ``Intervention.factor``: more of what it says (above 1), or less."""
     subspace = "subspace"
     """A control: a random subspace as large as the head is removed from the layer, as much of it as the head has."""
 
 
 ABLATIONS = tuple(mode for mode in Mode if mode is not Mode.subspace)
 """What a grid may be made of; the random subspace is what ablations are compared with."""
+
+READING_V = frozenset({Mode.identity, Mode.uniform})
+"""Modes whose replacement is made of the values of the same forward."""
 
 
 @dataclass(frozen=True, order=True)
@@ -60,18 +71,22 @@ class Intervention:
         sites: where; several sites are intervened on at once.
         strength: 1 replaces wholly, 0 leaves the activation; (1 - strength) old + strength new.
         draw: which random subspace, for mode ``subspace``.
+        factor: of the activation, for mode ``scale``; 0 is mode ``zero``.
     """
 
     mode: Mode
     sites: tuple[Site, ...]
     strength: float = 1.0
     draw: int = 0
+    factor: float = 2.0
 
     def __post_init__(self) -> None:
         if not self.sites:
             raise ValueError("an intervention needs at least one site")
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength is a share of the replacement in [0, 1], got {self.strength}")
+        if not 0.0 <= self.factor < math.inf:
+            raise ValueError(f"factor multiplies the activation; expected a finite number >= 0, got {self.factor}")
         if self.mode is Mode.subspace and any(site.head == ALL_HEADS for site in self.sites):
             raise ValueError("mode subspace is the control of a head; expected a head at every site, got a whole layer")
 
@@ -115,6 +130,13 @@ def replace_heads(
     new = torch.as_tensor(replacement, dtype=activation.dtype, device=activation.device)
     mixed = torch.where(w == 1, new, (1 - w) * activation + w * new)
     return torch.where(w == 0, activation, mixed)
+
+
+def mean_value(
+    width: int, parts: Sequence[tuple[Float[torch.Tensor, "rows keys columns"], int]]
+) -> Float[torch.Tensor, "rows 1 width"]:
+    """Mean over all keys of V, of which each part holds some keys, from a column on: what uniform attention returns."""
+    return torch.cat([part[..., start : start + width] for part, start in parts], dim=1).mean(1, keepdim=True)
 
 
 def without_subspace(

@@ -43,7 +43,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Forwards:
+class ProbeForwards:
     """The probe's forward, and the one with one text token less where there can be one.
 
     Attributes:
@@ -66,14 +66,14 @@ def probe_of(denoiser: Denoiser) -> Probe:
     return Probe(x, t, conditioning)
 
 
-def forwards_of(denoiser: Denoiser, probe: Probe, projections: Sequence[str]) -> Forwards:
+def forwards_of(denoiser: Denoiser, probe: Probe, projections: Sequence[str]) -> ProbeForwards:
     """Forwards on the probe; errors are those of the network."""
     shorter = without_last_text_token(denoiser.network, probe.conditioning)
     if shorter is None:
-        return Forwards(traced(denoiser, probe, projections), None, 0, signature_of(denoiser.network).one_sequence)
+        return ProbeForwards(traced(denoiser, probe, projections), None, 0, signature_of(denoiser.network).one_sequence)
     text = probe.conditioning.tensors["encoder_hidden_states"].shape[1]
     fewer = traced(denoiser, replace(probe, conditioning=shorter), projections)
-    return Forwards(traced(denoiser, probe, projections), fewer, text)
+    return ProbeForwards(traced(denoiser, probe, projections), fewer, text)
 
 
 def traced(denoiser: Denoiser, probe: Probe, projections: Sequence[str]) -> Trace:

@@ -202,11 +202,13 @@ class _Profiling:
             shown = {grid: found.of(some, self.denoiser.device) for grid, found in features.items()}
             measured: dict[str, dict[str, torch.Tensor]] = {}
 
-            def observe(call: KernelCall) -> None:
+            def observe(call: KernelCall) -> torch.Tensor | None:
+                output = None
                 for kernel in by_call.get(call.ordinal, ()):
-                    found = measure_kernel(call, kernel, shown.get(kernel.grid), self.entries)
+                    found, output = measure_kernel(call, kernel, shown.get(kernel.grid), self.entries)
                     for name, values in found.items():
                         measured.setdefault(name, {})[kernel.layer.name] = values
+                return output
 
             with observing_kernels(observe):
                 self.denoiser(*noised(list(range(self.images))[some], t))
@@ -249,21 +251,35 @@ class _Profiling:
 
 def measure_kernel(
     call: KernelCall, kernel: LayerKernel, features: TokenFeatures | None, entries: int | None
-) -> dict[str, Float[torch.Tensor, "units heads"]]:
+) -> tuple[dict[str, Float[torch.Tensor, "units heads"]], Float[torch.Tensor, "images heads queries head_dim"] | None]:
     """Everything about a layer's heads in one forward, by the names in :class:`HeadProfiles`.
 
     ``token_mass``, of cross-attention only, is ``[images, heads, tokens]``.
+
+    Returns:
+        that, and the output of the kernel where it came out on the way, which spares the kernel.
     """
     queries = affordable_queries(call.key.shape[2], entries)
-    query, output = call.query[:, :, kernel.queries], call.output[:, :, kernel.queries].float()
+    query = call.query[:, :, kernel.queries]
+    # In 16 bits, or under a mask that may close all keys, the kernel's own output would be another one.
+    complete = query.shape == call.query.shape and (queries is None or queries >= query.shape[2])
+    ours = complete and call.mask is None and query.dtype == call.value.dtype == torch.float32
     mask = call.mask if call.mask is None or call.mask.shape[-2] == 1 else call.mask[..., kernel.queries, :]
     columns = None
     if features is not None and kernel.image_keys is not None:
         columns = pooling_columns([found.columns for found in _pooled_features(features).values()])
     grid = kernel.grid if kernel.only_image else None
     whole = attention_statistics(
-        query, call.key, scale=call.scale, mask=mask, grid=grid, columns=columns if grid else None, queries=queries
+        query,
+        call.key,
+        scale=call.scale,
+        mask=mask,
+        grid=grid,
+        columns=columns if grid else None,
+        value=call.value if ours else None,
+        queries=queries,
     )
+    output = call.output[:, :, kernel.queries].float() if whole.output is None else whole.output
     on_image: AttentionStatistics | None = whole if grid else None
     if kernel.image_keys is not None and kernel.grid is not None and not kernel.only_image:
         # Of the attention that stays within the image: softmax over the image's keys alone.
@@ -276,12 +292,13 @@ def measure_kernel(
             columns=columns,
             queries=queries,
         )
-    return (
+    found = (
         _measures(whole, output, kernel, call.key.shape[2])
         | _position(whole)
         | _places(on_image, kernel.grid, whole.entropy)
         | _paired(on_image, output, features, whole.overlap)
     )
+    return found, whole.output
 
 
 def _pooled_features(features: TokenFeatures) -> dict[str, Likeness]:

@@ -1,8 +1,9 @@
-"""What ablations put in a head's place: means over a reference set, and activations of other images."""
+"""What ablations put in a head's place: moments over a reference set, and activations of other images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -18,11 +19,20 @@ DONOR_BLOCK = 16
 """Images among which resample ablation draws donors."""
 
 
-class MeanReferences:
-    """Mean site activations per (data set = class, timestep, layer, token) over a data set's reference images.
+@dataclass(frozen=True)
+class Moments:
+    """Of a site's activation over reference images, entry by entry."""
 
-    Each reference image has its own fixed noise. Computed when first asked for and kept; summed in float64, so that the
-    number of rows changes the last float32 digit at most.
+    mean: Float[torch.Tensor, "tokens width"]
+    deviation: Float[torch.Tensor, "tokens width"]
+
+
+class MeanReferences:
+    """Mean site activations per (data set = class, branch, timestep, layer, token) over a data set's reference images.
+
+    Each reference image has its own fixed noise, the same in both branches of guidance. Computed when first asked for
+    and kept; summed in float64, so that the number of rows changes the last float32 digit at most. Standard deviations
+    (of the population) come from the same forwards, where they are asked for before the means.
     """
 
     def __init__(self, denoiser: Denoiser, layers: Sequence[AttentionLayer], seed: int, rows: int) -> None:
@@ -30,27 +40,50 @@ class MeanReferences:
         self._layers = {layer.projection: layer for layer in layers}
         self._seed = seed
         self._batches = Batches(rows)
-        self._means: dict[tuple[str, int], dict[str, Float[torch.Tensor, "tokens width"]]] = {}
+        self._means: dict[tuple[str, str, int], dict[str, Float[torch.Tensor, "tokens width"]]] = {}
+        self._deviations: dict[tuple[str, str, int], dict[str, Float[torch.Tensor, "tokens width"]]] = {}
 
     def mean(self, data: DataSet, t: int, layer: AttentionLayer) -> Float[torch.Tensor, "tokens width"]:
         """Mean over the reference images, all noised to timestep ``t``; float32."""
-        if (data.name, t) not in self._means:
-            self._means[data.name, t] = self._compute(data, t)
-        return self._means[data.name, t][layer.name]
+        key = (data.name, data.branch, t)
+        if key not in self._means:
+            self._means[key] = _rounded(self._powers(data, t, (1,))[0])
+        return self._means[key][layer.name]
 
-    def _compute(self, data: DataSet, t: int) -> dict[str, Float[torch.Tensor, "tokens width"]]:
+    def moments(self, data: DataSet, t: int, layer: AttentionLayer) -> Moments:
+        """Mean and standard deviation over the reference images, all noised to timestep ``t``; float32."""
+        key = (data.name, data.branch, t)
+        if key not in self._deviations:
+            mean, square = self._powers(data, t, (1, 2))
+            self._means.setdefault(key, _rounded(mean))
+            variance = {name: (square[name] - mean[name] ** 2).clamp_min(0) for name in mean}
+            self._deviations[key] = _rounded({name: found.sqrt() for name, found in variance.items()})
+        return Moments(self._means[key][layer.name], self._deviations[key][layer.name])
+
+    def _powers(self, data: DataSet, t: int, exponents: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """For each exponent, the mean of the activations raised to it, by layer; float64."""
         images = data.reference.images
         noise = normal_per_index(self._seed, f"reference noise/{data.name}", list(range(len(images))), images.shape[1:])
 
-        def forward(chosen: list[int]) -> dict[str, torch.Tensor]:
+        def forward(chosen: list[int]) -> list[dict[str, torch.Tensor]]:
             steps = torch.full((len(chosen),), t)
             noised = self._denoiser.add_noise(images[chosen], noise[chosen], steps)
             with capture_inputs(self._denoiser.network, list(self._layers)) as seen:
                 self._denoiser(noised, steps, data.reference_condition(chosen))
-            return {self._layers[path].name: activation.double().sum(0) for path, activation in seen.items()}
+            return [
+                {self._layers[path].name: (activation.double() ** power).sum(0) for path, activation in seen.items()}
+                for power in exponents
+            ]
 
         parts = self._batches.run(range(len(images)), forward)
-        return {name: (torch.stack([p[name] for p in parts]).sum(0) / len(images)).float() for name in parts[0]}
+        return [
+            {name: torch.stack([part[name] for part in sums]).sum(0) / len(images) for name in sums[0]}
+            for sums in zip(*parts, strict=True)
+        ]
+
+
+def _rounded(tables: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: table.float() for name, table in tables.items()}
 
 
 def donors(n: int, groups: int, seed: int) -> Int[torch.Tensor, " n"]:

@@ -85,7 +85,7 @@ class ReplayPlan:
         calls: by path, for its first, second, ... call: the recorded call that stands for it, or None to compute.
         outputs: of the recorded calls.
         live: the tensors in them that something computed after the site depends on: those to record.
-        fixed_values: layers whose V is not computed, and so must come from the clean pass too.
+        fixed_values: modules that hold V and do not run, so that theirs must come from the clean pass too.
         share: of a forward's FLOPs, what is left to compute.
         dense: tensors that nothing depends on have memory of their own, since the network writes to them or takes them
             for complex numbers.

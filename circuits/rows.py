@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 from circuits.clean import CleanForward
 from circuits.denoisers import Denoiser
 from circuits.hooks import Edit, capture_outputs, edit_inputs
-from circuits.interventions import Intervention, Mode, random_basis, replace_heads, rows_touched, without_subspace
+from circuits.interventions import (
+    READING_V,
+    Intervention,
+    Mode,
+    mean_value,
+    random_basis,
+    replace_heads,
+    rows_touched,
+    without_subspace,
+)
 from circuits.replay import ReplayPlan, replaying
 from circuits.sites import AttentionLayer
 
@@ -21,6 +30,9 @@ Activation = Float[torch.Tensor, "rows tokens width"]
 
 Replacement = Callable[[AttentionLayer, Int[torch.Tensor, " rows"]], Activation]
 """(layer, unit of each row) -> the replacement for those units at the current timestep(s)."""
+
+Values = Callable[[str, Int[torch.Tensor, " rows"]], Activation]
+"""(path of a module that holds V, rows of the forward) -> its output for those rows."""
 
 
 def head_weights(
@@ -41,11 +53,20 @@ def head_weights(
     return weights
 
 
+def why_not(mode: Mode, layer: AttentionLayer) -> str:
+    """Why a mode cannot be used at a layer; "" where it can."""
+    if mode is Mode.identity and layer.values is None:
+        return f"identity needs self-attention with its own value projection; layer {layer.name} has none"
+    if mode is Mode.uniform and not layer.key_values:
+        return f"uniform needs value projections of all keys, and no attention mask; not so at layer {layer.name}"
+    return ""
+
+
 class Variants:
     """Interventions made ready for forwards: the weights of every mode at every layer, one row a variant.
 
     Raises:
-        ValueError: a site that the model does not have, or ``identity`` at a layer without V of the same layout.
+        ValueError: a site that the model does not have, or a mode that :func:`why_not` gives a reason against.
     """
 
     def __init__(self, interventions: Sequence[Intervention], layers: Mapping[str, AttentionLayer]) -> None:
@@ -54,9 +75,11 @@ class Variants:
         weights = {name: head_weights(layer, interventions, layers) for name, layer in layers.items()}
         self.weights = {name: by_mode for name, by_mode in weights.items() if by_mode}
         for name, by_mode in self.weights.items():
-            if Mode.identity in by_mode and layers[name].values is None:
-                raise ValueError(f"identity needs self-attention with its own value projection; layer {name} has none")
+            for mode in by_mode:
+                if reason := why_not(mode, layers[name]):
+                    raise ValueError(reason)
         self.draws = torch.tensor([i.draw for i in interventions], dtype=torch.long)
+        self.factors = torch.tensor([i.factor for i in interventions])
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,8 @@ def intervened(
     """Inside, one forward applies to row r the intervention ``variant[r]``, whose image is ``unit[r]``.
 
     Args:
-        replacements: for each mode in use that takes its replacement from elsewhere (mean, resample, resample_across).
+        replacements: for each mode in use that takes its replacement from elsewhere (mean, noise, resample,
+            resample_across).
         start: the rows' clean forward, to compute only what comes after the first site; no row may change an earlier
             one.
     """
@@ -98,17 +122,22 @@ def intervened(
         tables.setdefault(start.plan.layer.name, {})
     chosen = {name: _chosen(by_mode, variant) for name, by_mode in tables.items()}
     fixed = start.plan.fixed_values if start else frozenset()
-    computed = {variants.layers[name].values for name, found in chosen.items() if Mode.identity in found} - {None}
-    paths = sorted(path for path in computed if path is not None)
+    reading = [variants.layers[name] for name, found in chosen.items() if READING_V & found.keys()]
+    read = {path for layer in reading for path in layer.value_modules}
     with ExitStack() as stack:
-        captured = stack.enter_context(capture_outputs(denoiser.network, paths))
+        captured = stack.enter_context(capture_outputs(denoiser.network, sorted(read - fixed)))
+
+        def values(path: str, rows: torch.Tensor) -> Activation:
+            if start and path in fixed:
+                return start.clean.values[path].index_select(0, start.places[rows])
+            return captured[path][rows]
+
         edits: dict[str, Edit] = {}
         for name, weights in chosen.items():
             layer = variants.layers[name]
             begins = start is not None and start.plan.layer is layer
             if weights or begins:
-                site = _Site(layer, unit, variants.draws[variant], start if begins else None)
-                values = _recorded_values(layer, start) if start and name in fixed else _computed(layer, captured)
+                site = _Site(layer, unit, variants, variant, start if begins else None)
                 edits[layer.projection] = _edit(site, weights, replacements, values)
         if start:
             stack.enter_context(replaying(denoiser.network, start.plan, start.clean.leaves, start.places))
@@ -121,14 +150,6 @@ def _chosen(by_mode: Mapping[Mode, torch.Tensor], variant: Int[torch.Tensor, " r
     return {mode: weight for mode, table in by_mode.items() if (weight := table[variant]).any()}
 
 
-def _computed(layer: AttentionLayer, captured: Mapping[str, torch.Tensor]) -> Callable[[], Activation]:
-    return lambda: captured[layer.values or ""]
-
-
-def _recorded_values(layer: AttentionLayer, start: Start) -> Callable[[], Activation]:
-    return lambda: start.clean.values[layer.name].index_select(0, start.places)
-
-
 @lru_cache(maxsize=256)
 def _basis(layer: str, width: int, head_dim: int, draw: int) -> Float[torch.Tensor, "width head_dim"]:
     return random_basis(layer, width, head_dim, draw)
@@ -139,13 +160,14 @@ class _Site:
     """A layer's site in one forward.
 
     Attributes:
-        unit, draw: of each row.
+        unit, variant: of each row.
         start: where the recorded activation comes from, if the forward begins here.
     """
 
     layer: AttentionLayer
     unit: Int[torch.Tensor, " rows"]
-    draw: Int[torch.Tensor, " rows"]
+    variants: Variants
+    variant: Int[torch.Tensor, " rows"]
     start: Start | None
 
 
@@ -153,7 +175,7 @@ def _edit(
     site: _Site,
     weights: Mapping[Mode, torch.Tensor],
     replacements: Mapping[Mode, Replacement],
-    values: Callable[[], Activation],
+    values: Values,
 ) -> Edit:
     """The edit of one layer's site; only the rows that a mode touches are computed."""
     layer, unit = site.layer, site.unit
@@ -162,13 +184,19 @@ def _edit(
     def new(mode: Mode, rows: torch.Tensor, there: torch.Tensor, old: Activation, weight: torch.Tensor) -> Activation:
         replacement: torch.Tensor | float
         if mode is Mode.subspace:
-            draws = site.draw[rows].tolist()
+            draws = site.variants.draws[site.variant[rows]].tolist()
             bases = {draw: _basis(layer.name, layer.width, layer.head_dim, draw).to(old) for draw in set(draws)}
             return without_subspace(old, torch.stack([bases[draw] for draw in draws]), weight)
         if mode is Mode.zero:
             replacement = 0.0
         elif mode is Mode.identity:
-            replacement = values()[there][..., layer.values_from : layer.values_from + layer.width]
+            assert layer.values is not None
+            replacement = values(layer.values, there)[..., layer.values_from : layer.values_from + layer.width]
+        elif mode is Mode.uniform:
+            parts = [(values(path, there), start) for path, start in layer.key_values]
+            replacement = mean_value(layer.width, parts).expand_as(old)
+        elif mode is Mode.scale:
+            replacement = old * site.variants.factors[site.variant[rows]].to(old)[:, None, None]
         else:
             replacement = replacements[mode](layer, unit[rows])[..., columns]
         return replace_heads(old, replacement, weight)

@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from circuits.attention_values import relative_difference, tolerance_of, with_checked_keys, with_checked_values
 from circuits.denoisers import Denoiser, ModelError
-from circuits.hooks import capture_inputs, capture_outputs, edit_attention_kernels, edit_inputs
+from circuits.hooks import capture_inputs, edit_attention_kernels, edit_inputs
 from circuits.interventions import replace_heads
-from circuits.kernel_traces import Forwards, Probe, Trace, forwards_of, probe_of, traced
+from circuits.kernel_traces import Probe, ProbeForwards, Trace, forwards_of, probe_of, traced
 
 Kind = Literal["self", "cross", "joint"]
 Stream = Literal["image", "text", "joint"]
@@ -42,6 +43,8 @@ class AttentionLayer:
         kind: ``self``; ``cross``, to the text; ``joint``, where image and text attend to each other and themselves.
         stream: whose tokens the site holds; ``joint`` where image and text are one sequence.
         values_from: first column of V in the output of ``values``, which may hold Q and K before it.
+        key_values: modules whose outputs together hold V of all keys, image and text, each with V's first column; empty
+            where there are none, or where a mask closes some keys.
     """
 
     index: int
@@ -54,6 +57,13 @@ class AttentionLayer:
     kind: Kind
     stream: Stream = "image"
     values_from: int = 0
+    key_values: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def value_modules(self) -> frozenset[str]:
+        """Paths of the modules that hold V, of the site's tokens or of the keys."""
+        own = {self.values} if self.values is not None else set()
+        return frozenset(own | {path for path, _ in self.key_values})
 
     @property
     def module(self) -> str:
@@ -106,7 +116,7 @@ def find_sites(denoiser: Denoiser) -> tuple[AttentionLayer, ...]:
         raise ModelError(f"block {_block(network, caller)} is not supported: its heads reach no known projection")
     found = _named_apart(found)
     _check_sites(denoiser, found, probe)
-    return _with_checked_values(denoiser, [f.layer for f in found], probe)
+    return with_checked_keys(denoiser, with_checked_values(denoiser, [f.layer for f in found], probe), probe)
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -145,7 +155,7 @@ def _blind(denoiser: Denoiser, probe: Probe, trace: Trace) -> set[str]:
     }
 
 
-def _describe(index: int, path: str, name: str, network: nn.Module, forward: Forwards) -> _Found:
+def _describe(index: int, path: str, name: str, network: nn.Module, forward: ProbeForwards) -> _Found:
     """The layer of a projection that ran."""
     block = _block(network, name)
     kernels = forward.whole.kernels.get(name, [])
@@ -178,7 +188,7 @@ def _describe(index: int, path: str, name: str, network: nn.Module, forward: For
     return _Found(AttentionLayer(index, name, path, None, heads, head_dim, tokens, kind, stream), start, kernel.queries)
 
 
-def _attended(path: str, name: str, forward: Forwards, cross: bool) -> tuple[Kind, Stream]:
+def _attended(path: str, name: str, forward: ProbeForwards, cross: bool) -> tuple[Kind, Stream]:
     """What a layer attends to and whose tokens its site holds: read off what a shorter text changes.
 
     Args:
@@ -241,16 +251,16 @@ def _check_sites(denoiser: Denoiser, found: Sequence[_Found], probe: Probe) -> N
     kernels = {name: lambda output, _, sites=sites: inside(sites, output) for name, sites in by_module.items()}
     with edit_attention_kernels(network, kernels), capture_inputs(network, paths) as reference:
         output = denoiser(probe.x, probe.t, probe.conditioning).target
-    tolerance = _tolerance(denoiser)
+    tolerance = tolerance_of(denoiser)
     for layer in layers:
-        difference = _relative_difference(edited[layer.projection], reference[layer.projection])
+        difference = relative_difference(edited[layer.projection], reference[layer.projection])
         if not difference <= tolerance:
             raise ModelError(
                 f"block {_block(network, layer.module)}: editing its heads at "
                 f"{layer.projection} differs from editing them inside attention by {difference:.1e} of their size "
                 f"(expected <= {tolerance:.0e}); this kind of block is not supported"
             )
-    difference = _relative_difference(expected, output)
+    difference = relative_difference(expected, output)
     if not difference <= tolerance:
         raise ModelError(
             f"{denoiser.name} ({type(network).__name__}): heads reach the output past {', '.join(paths)} "
@@ -274,7 +284,7 @@ def _check_unused(denoiser: Denoiser, name: str, sites: Sequence[_Found], probe:
     clean = denoiser(probe.x, probe.t, probe.conditioning).target
     with edit_attention_kernels(denoiser.network, {name: cut}):
         without = denoiser(probe.x, probe.t, probe.conditioning).target
-    if not _relative_difference(without, clean) <= _tolerance(denoiser):
+    if not relative_difference(without, clean) <= tolerance_of(denoiser):
         known = ", ".join(site.layer.projection for site in sites)
         raise ModelError(
             f"block {_block(denoiser.network, name)} is not supported: some of its tokens reach the output past {known}"
@@ -284,50 +294,3 @@ def _check_unused(denoiser: Denoiser, name: str, sites: Sequence[_Found], probe:
 def _factors(layer: AttentionLayer) -> Float[torch.Tensor, " heads"]:
     """h / 2^k in [0, 1): exact in every dtype, so that both ways round alike."""
     return torch.arange(layer.heads) / 2 ** math.ceil(math.log2(layer.heads))
-
-
-def _with_checked_values(
-    denoiser: Denoiser, layers: Sequence[AttentionLayer], probe: Probe
-) -> tuple[AttentionLayer, ...]:
-    """Name the module that makes V, where attention maps set to the identity inside the kernels give it at the site."""
-    network = denoiser.network
-    own = [layer for layer in layers if layer.kind != "cross"]
-    candidates = {layer.name: _value_modules(network, layer) for layer in own}
-
-    def identity(output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return value if value.shape == output.shape else output
-
-    with (
-        edit_attention_kernels(network, {layer.module: identity for layer in own}),
-        capture_inputs(network, [layer.projection for layer in own]) as seen,
-        capture_outputs(network, sorted({path for paths in candidates.values() for path in paths})) as made,
-    ):
-        denoiser(probe.x, probe.t, probe.conditioning)
-
-    def checked(layer: AttentionLayer) -> AttentionLayer:
-        for path in candidates.get(layer.name, []):
-            if path not in made:
-                continue  # separate projections stay in place, unused, when they are fused
-            site, start = seen[layer.projection][..., : layer.width], made[path].shape[-1] - layer.width
-            values = made[path][..., max(start, 0) :]
-            if values.shape == site.shape and _relative_difference(values, site) <= _tolerance(denoiser):
-                return replace(layer, values=path, values_from=start)
-        return layer
-
-    return tuple(checked(layer) for layer in layers)
-
-
-def _value_modules(network: nn.Module, layer: AttentionLayer) -> list[str]:
-    """Linear modules that may make this layer's V, alone or behind Q and K."""
-    attention = network.get_submodule(layer.module)
-    names = ("add_v_proj", "to_added_qkv") if layer.name.endswith(":text") else ("to_v", "to_qkv")
-    return [f"{layer.module}.{name}" for name in names if isinstance(getattr(attention, name, None), nn.Linear)]
-
-
-def _relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest difference over the largest magnitude of ``b``; NaN where either is not finite."""
-    return (a.float() - b.float()).abs().max().item() / (b.float().abs().max().item() or 1.0)
-
-
-def _tolerance(denoiser: Denoiser) -> float:
-    return 1e-4 if denoiser.dtype == torch.float32 else 2e-2

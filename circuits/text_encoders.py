@@ -26,6 +26,16 @@ RETURNED: dict[str, Mapping[str, int]] = {
     "QwenImageTransformer2DModel": {"encoder_hidden_states": 0, "encoder_hidden_states_mask": 1},
     "CogVideoXTransformer3DModel": {"encoder_hidden_states": 0},
 }
+# Where it returns what the unconditional branch of guidance takes; Flux and Qwen-Image have none there.
+UNCONDITIONAL: dict[str, Mapping[str, int]] = {
+    "UNet2DConditionModel": {"encoder_hidden_states": 1, "text_embeds": 3},
+    "PixArtTransformer2DModel": {"encoder_hidden_states": 2, "encoder_attention_mask": 3},
+    "HunyuanDiT2DModel": {"encoder_hidden_states": 1, "text_embedding_mask": 3},
+    "SD3Transformer2DModel": {"encoder_hidden_states": 1, "pooled_projections": 3},
+    "AuraFlowTransformer2DModel": {"encoder_hidden_states": 2},
+    "ChromaTransformer2DModel": {"encoder_hidden_states": 3, "attention_mask": 5},
+    "CogVideoXTransformer3DModel": {"encoder_hidden_states": 1},
+}
 _LIBRARIES = ("diffusers", "transformers")
 
 
@@ -35,16 +45,32 @@ def encode_prompts(denoiser: Denoiser, prompts: Sequence[str]) -> Conditioning:
     Raises:
         ModelError: the model takes no text, or its folder has no text encoders that can be loaded.
     """
+    return _conditioning(denoiser, prompts, RETURNED)
+
+
+def encode_unconditional(denoiser: Denoiser) -> Conditioning:
+    """One row, what the pipeline guides away from where nothing else is said: the empty prompt, or zeros (SDXL).
+
+    Raises:
+        ModelError: as :func:`encode_prompts`.
+    """
+    return _conditioning(denoiser, [""], UNCONDITIONAL, do_classifier_free_guidance=True)
+
+
+def _conditioning(
+    denoiser: Denoiser, prompts: Sequence[str], known: Mapping[str, Mapping[str, int]], **settings: Any
+) -> Conditioning:
     network = type(denoiser.network).__name__
-    if network not in RETURNED:
+    if network not in known:
         raise ModelError(f"{denoiser.name} ({network}) takes no text")
+    places = known[network]
     pipeline = _text_pipeline(denoiser)
     device = denoiser.device
     try:
         with torch.no_grad(), quiet():
-            found = _encoded(pipeline, prompts, device, RETURNED[network])
+            found = _encoded(pipeline, prompts, device, places, **settings)
             if network == "HunyuanDiT2DModel":
-                second = _encoded(pipeline, prompts, device, RETURNED[network], text_encoder_index=1)
+                second = _encoded(pipeline, prompts, device, places, text_encoder_index=1, **settings)
                 found |= {f"{name}_t5": tensor for name, tensor in second.items()}
     except Exception as error:  # whatever a text encoder raises on what it is given
         raise ModelError(f"{denoiser.name}: its prompts could not be encoded: {first_line(error)}") from error

@@ -93,7 +93,7 @@ class TracedForward:
             calls={path: tuple(keys_) for path, keys_ in reached.items() if any(key is not None for key in keys_)},
             outputs={key: self.outputs[key] for key in keys},
             live=frozenset(live),
-            fixed_values=frozenset(other.name for other in self.layers if other.values in fixed),
+            fixed_values=frozenset(path for other in self.layers for path in other.value_modules if path in fixed),
             share=sum(o.flops for o in computed) / total if total else 1.0,
         )
 

@@ -1,4 +1,4 @@
-"""Train the small denoisers that ship with the project: v-prediction, min-SNR weights, EMA, resumable.
+"""Train the project's own denoisers: v-prediction, min-SNR weights, EMA, resumable.
 
 The recipe is for tiny data: the real faces are few, so each batch shows them flipped, moved, relit and blended with one
 another.
@@ -29,7 +29,7 @@ Images = Float[torch.Tensor, "n c h w"]
 
 @dataclass
 class TrainingSettings:
-    """How a shipped model is trained.
+    """How one of the project's own models is trained.
 
     Not frozen, because Hydra fills it key by key.
 
@@ -40,8 +40,8 @@ class TrainingSettings:
         focus_from: step from which ``focus_natural_fraction`` and ``focus_blended`` hold instead: faces in general are
             learned by then, and real ones are the harder and rarer kind.
         min_snr_gamma: clamp of the signal-to-noise weight (Hang et al., arXiv 2303.09556).
-        autocast: forward and backward in bfloat16, attention and loss in float32; twice as fast on a CPU with
-            AVX512-BF16.
+        autocast: forward and backward in bfloat16, loss (and on a CPU attention) in float32; twice as fast on a CPU
+            with AVX512-BF16.
         ema_decay: of the averaged weights that ship; ramps up as (1 + step) / (10 + step).
     """
 
@@ -117,26 +117,34 @@ def diffusion_loss(
     generator: torch.Generator,
     gamma: float,
 ) -> torch.Tensor:
-    """Mean min-SNR-weighted v-prediction error; for v the weight is min(SNR, gamma) / (SNR + 1)."""
+    """Mean min-SNR-weighted v-prediction error; for v the weight is min(SNR, gamma) / (SNR + 1).
+
+    Images and labels are on the CPU, where everything is drawn, so that it is the same for networks on any device.
+    """
+    device = next((p.device for p in network.parameters()), images.device)
     # Stratified timesteps: every batch covers the whole range, which halves the noise of the gradient's scale.
     n, total = len(images), scheduler.config.num_train_timesteps
     t = ((torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n * total).long()
     t = t.clamp(max=total - 1)  # the sum rounds up to n about once in 500,000 draws
     noise = torch.randn(images.shape, generator=generator)
     target = scheduler.get_velocity(images, noise, t)
-    predicted = network(scheduler.add_noise(images, noise, t), timestep=t, class_labels=labels).sample
+    noised = scheduler.add_noise(images, noise, t)
+    predicted = network(noised.to(device), timestep=t.to(device), class_labels=labels.to(device)).sample
     alpha_bar = scheduler.alphas_cumprod[t]
     snr = alpha_bar / (1 - alpha_bar)
     weight = snr.clamp(max=gamma) / (snr + 1)
-    return (weight * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean()
+    error = (predicted.float() - target.to(device)).square().mean(dim=(1, 2, 3))
+    return (weight.to(device) * error).mean()
 
 
 @contextmanager
 def attention_in_float32() -> Iterator[None]:
-    """Keep attention itself in float32 under autocast: the bfloat16 kernel for CPUs is several times slower."""
+    """Keep attention on a CPU in float32 under autocast: the bfloat16 kernel for CPUs is several times slower."""
     real = F.scaled_dot_product_attention
 
     def in_float32(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if args[0].device.type != "cpu":
+            return real(*args, **kwargs)  # type: ignore[arg-type]
         with torch.autocast("cpu", enabled=False):
             return real(*(tensor.float() for tensor in args), **kwargs)  # type: ignore[arg-type]
 
@@ -176,8 +184,10 @@ def train(
     """Train until ``settings.steps``, going on from a state in ``directory``; ``network`` ends with the EMA weights.
 
     Class labels: 0 synthetic, 1 natural. Every step's randomness derives from (seed, step), so an interrupted run that
-    goes on equals one that was never interrupted, bit for bit. The global random state is left as it was.
+    goes on equals one that was never interrupted, bit for bit on a CPU. The global random state is left as it was.
+    The network is trained on the device that it is on.
     """
+    device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
@@ -191,7 +201,7 @@ def train(
         with torch.random.fork_rng(devices=[]):  # label dropout draws from the global state
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             images, labels = _batch(synthetic, natural, settings, step, generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast), attention_in_float32():
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast), attention_in_float32():
                 loss = diffusion_loss(network, scheduler, images, labels, generator, settings.min_snr_gamma)
         optimizer.zero_grad()
         loss.backward()
@@ -254,7 +264,7 @@ def _resume(network: torch.nn.Module, averaged: Averaged, optimizer: torch.optim
         step = int(json.loads(handle.metadata()["step"]))
     tensors = load_file(path)
     network.load_state_dict(_under(tensors, "network."))
-    averaged.weights = _under(tensors, "averaged.")
+    averaged.weights = {name: p.to(averaged.weights[name]) for name, p in _under(tensors, "averaged.").items()}
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in _under(tensors, "optimizer.").items():
         index, name = key.split(".", 1)

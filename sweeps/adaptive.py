@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps import schedule
+from sweeps import clusters
 from sweeps.candidates import Candidate, Evolution, search_plan, search_space
 from sweeps.config import Config
 from sweeps.plan import Plan, Subject, Trial
@@ -202,10 +202,10 @@ def _search_inline(search: Search, runner: CandidateRunner, console: Console, st
 def _search_on_ray(
     search: Search, spec: RunnerSpec, directory: RunDirectory, console: Console, stop: threading.Event
 ) -> None:
-    schedule.connect(search.config.cluster)
+    clusters.connect(search.config.cluster)
     try:
         from sweeps.search import search_on_tune  # Ray reads its settings when it is first imported: not before connect
 
         search_on_tune(search, spec, directory, console, stop)
     finally:
-        schedule.disconnect()
+        clusters.disconnect()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
+from circuits.levels import GROUP_LEVELS
 from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
 from circuits.statistics import (
     StoppingRule,
@@ -20,11 +21,14 @@ from circuits.statistics import (
     signflip_test,
     verdicts,
 )
+from sweeps.comparison_names import DATA_SET_CONTRAST
 from sweeps.config import StatsConfig, as_list
 from sweeps.contrasts import contrasts, permutations_for
 from sweeps.controls import control_contrasts, noise_floor
 from sweeps.diagnostics import diagnostics
 from sweeps.gains import Gains, read_gains
+from sweeps.paper import profile_findings
+from sweeps.phases import COMPARED
 from sweeps.records import RunDirectory, RunDirectoryError
 from sweeps.rounds import family_labels, governed, stopping_rule
 from sweeps.sequential import sequential_effects
@@ -70,7 +74,12 @@ def aggregate(directory: RunDirectory) -> Aggregate:
     if not gain_table:
         raise RunDirectoryError(f"{directory.path} has no measurements of its planned trials yet")
     effect_table = effects_of(trials, gain_table, registered)
+    findings = profile_findings(directory)
     comparison_table = comparisons_of(trials, gain_table, registered)
+    if len(findings.comparisons):
+        comparison_table = pd.concat([comparison_table, findings.comparisons], ignore_index=True)[COMPARISON_COLUMNS]
+    if findings.heads is not None:
+        directory.write_frame(directory.heads, findings.heads)
     directory.write_frame(directory.effects, effect_table)
     directory.write_frame(directory.comparisons, comparison_table)
     directory.write_frame(
@@ -102,7 +111,7 @@ def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered
     phase = phases(trials).set_axis(place.index)
     family = pd.Series(family_labels(trials, registered.families), index=place.index)
     family = family.where(phase != "confirm", "confirm")
-    whole = phase != "control"
+    whole = ~phase.isin(COMPARED)
     tables: list[pd.DataFrame] = []
     if registered.rule is not None:
         whole &= ~governed(trials).set_axis(place.index)
@@ -120,7 +129,7 @@ def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered
 
 
 def comparisons_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered: Registered) -> pd.DataFrame:
-    """The comparisons table: data sets with one another, heads with controls, and the noise floor."""
+    """Rows of the comparisons table: data sets with one another, heads with controls, and the noise floor."""
     measured = gain_table.get(registered.metric)
     tables = [data_set_contrasts(trials, gain_table, registered)]
     if measured is not None and (phases(trials) == "control").any():
@@ -131,7 +140,7 @@ def comparisons_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], regist
 
 
 def phases(trials: pd.DataFrame) -> pd.Series:
-    """``grid``, ``search``, ``confirm`` or ``control`` for each trial."""
+    """What each trial is for: ``Trial.phase``."""
     return trials["phase"] if "phase" in trials else pd.Series("grid", index=trials.index)
 
 
@@ -189,8 +198,8 @@ def data_set_contrasts(trials: pd.DataFrame, gain_table: Mapping[str, Gains], re
     names = list(dict.fromkeys(trials["dataset"]))
     if measured is None or len(names) < 2:
         return pd.DataFrame(columns=COMPARISON_COLUMNS)
-    axes = ["protocol", "level", "layer_index", "head", "mode", "strength", "window_index"]
-    cells = trials[trials["trial_id"].isin(measured.trial_ids) & ~phases(trials).isin(["search", "control"])]
+    axes = ["protocol", "level", "layer", "layer_index", "head", "mode", "strength", "window_index"]
+    cells = trials[trials["trial_id"].isin(measured.trial_ids) & ~phases(trials).isin(["search", *COMPARED])]
     cells = cells.assign(sites=cells["sites"].map(tuple))
     wide = cells.pivot_table(index=[*axes, "sites"], columns="dataset", values="trial_id", aggfunc="first")
     tables = []
@@ -204,7 +213,7 @@ def data_set_contrasts(trials: pd.DataFrame, gain_table: Mapping[str, Gains], re
         permutations = permutations_for(len(pairs), registered.alpha)
         found = contrasts(a, b, f"contrast/{other}", permutations)
         groups = [cell_label(dict(zip([*axes, "sites"], key, strict=True))) for key in pairs.index]
-        name = f"data set contrast: {other} - {names[0]}"
+        name = f"{DATA_SET_CONTRAST}: {other} - {names[0]}"
         tables.append(found.assign(name=name, metric=registered.metric, group=groups, q=bh(found["p"].to_numpy())))
     found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COMPARISON_COLUMNS)
     return found[COMPARISON_COLUMNS]
@@ -219,4 +228,5 @@ def cell_label(cell: dict) -> str:
     """``layer 2 head 3 | zero | window 1``: the group of a comparison."""
     where = f"layer {cell['layer_index']}" + (f" head {cell['head']}" if cell["head"] >= 0 else "")
     where = " + ".join(cell["sites"]) if cell["level"] == "set" else where
+    where = f"{cell['level']} {cell['layer']}" if cell["level"] in GROUP_LEVELS else where
     return f"{where} | {cell['mode']} | window {cell['window_index']}"

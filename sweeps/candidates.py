@@ -14,10 +14,10 @@ from circuits.engine import Window
 from circuits.interventions import Intervention, Mode, Site
 from circuits.seeds import numpy_generator
 from sweeps.config import Config, ConfigError, as_indices, as_list
+from sweeps.mode_checks import check_modes
 from sweeps.plan import (
     Plan,
     Subject,
-    check_modes,
     choose_layers,
     choose_windows,
     content_hash,

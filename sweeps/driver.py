@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,29 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from circuits.shipped import SHIPPED, TRAINABLE
+from circuits.shipped import SHIPPED
 from sweeps import schedule
-from sweeps.adaptive import recall, run_search
+from sweeps.adaptive import recall
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
+from sweeps.clusters import resolve_device
 from sweeps.config import Config, ConfigError, as_plain, source_specs
+from sweeps.exploration import explore
 from sweeps.follower import Follower
+from sweeps.interruption import interruptible
 from sweeps.leases import Lease, LeaseQueue
+from sweeps.locks import RunLock
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
+from sweeps.profiling import check_profiles, profiled_plan
 from sweeps.progress import SweepProgress, say
 from sweeps.provenance import device_name, git_commit, now, shell_command, versions
-from sweeps.records import Failure, RunDirectory, RunDirectoryError, RunLock
+from sweeps.records import Failure, RunDirectory, RunDirectoryError
 from sweeps.report import write_report
 from sweeps.rounds import Rounds, resumed_rounds
 from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec, load_subject
 from sweeps.summary import print_plan, print_search_plan, print_summary
 from sweeps.tracking import TrackerSettings, track_from_records
+from sweeps.train_mode import check_trained, train_model
 from sweeps.units import unit_table
 
 OK, FAILED_TRIALS, INTERRUPTED = 0, 3, 130
@@ -60,17 +66,15 @@ def run_sweep(config: Config) -> int:
     plan = planned(config, subject)
     directory = run_directory(config, plan)
     directory.create(directory.records, directory.samples)
-    with RunLock(directory.path):
+    with RunLock(directory.path, functools.partial(say, console)):
         begin(config, subject, plan, directory)
         for part in directory.clean():
             say(console, f"damaged part {part.name}: set aside, its trials are measured again")
-        interrupted = False
-        if config.sweep.kind == "search":
-            with interruptible(console) as stop:
-                found = run_search(config, subject, runner_spec(config, spec, directory), directory, console, stop)
-            plan, interrupted = found.plan, found.interrupted
-        code = INTERRUPTED
-        if not interrupted:
+        runner = runner_spec(config, spec, directory)
+        with interruptible(console) as stop:
+            explored = explore(config, subject, runner, plan, directory, console, stop)
+        plan, code = explored.plan, INTERRUPTED
+        if not explored.interrupted:
             with Follower(directory.path, settings) as follower:
                 code = measure(config, subject, spec, plan, directory, console, follower)
                 if code != INTERRUPTED:
@@ -102,7 +106,7 @@ def measure(
         interruptible(console) as stop,
         SweepProgress({t.trial_id: t for t in plan.trials}, len(rounds.done), console) as progress,
     ):
-        with closing(outcomes_of(config, leases, runner, subject, stop)) as outcomes:
+        with closing(outcomes_of(config, leases, runner, subject, stop, console)) as outcomes:
             for _, outcome in outcomes:
                 failures += outcome.failures
                 rows, peak = rows + outcome.rows, max(peak, outcome.peak_memory)
@@ -139,7 +143,7 @@ def follow(rounds: Rounds, follower: Follower) -> None:
 
 
 def outcomes_of(
-    config: Config, leases: LeaseQueue, runner: RunnerSpec, subject: Subject, stop: threading.Event
+    config: Config, leases: LeaseQueue, runner: RunnerSpec, subject: Subject, stop: threading.Event, console: Console
 ) -> Generator[tuple[Lease, LeaseOutcome], None, None]:
     """The outcomes of all leases, from this process or from Ray; Ray is started only if there is work."""
     if not leases:
@@ -147,7 +151,7 @@ def outcomes_of(
     if config.cluster.name == "inline":
         yield from schedule.inline(leases, runner, subject, stop)
     else:
-        yield from schedule.ray_pool(leases, runner, config.cluster, stop)
+        yield from schedule.ray_pool(leases, runner, config.cluster, stop, functools.partial(say, console))
 
 
 def still_failed(directory: RunDirectory, failures: list[Failure], unrecorded: set[str]) -> list[Failure]:
@@ -180,7 +184,7 @@ def plan_only(config: Config) -> int:
         directory.write_frame(directory.trials, recall(config, subject, directory).plan().frame())
         print_search_plan(Console(), config, subject, directory)
     else:
-        directory.write_frame(directory.trials, plan.frame())
+        directory.write_frame(directory.trials, profiled_plan(config, subject, plan, directory).frame())
         print_plan(Console(), config, subject, plan, directory)
     return OK
 
@@ -216,29 +220,6 @@ def compare(config: Config) -> int:
     return OK
 
 
-def train_model(config: Config) -> int:
-    """``mode=train``: train a shipped model; goes on where it stopped."""
-    from rich.progress import Progress
-
-    from circuits.shipped import train_shipped
-    from circuits.training import TrainingProgress
-
-    if config.model.name not in TRAINABLE or config.model.training is None:
-        raise ConfigError(
-            f"mode=train trains the models that ship, not model={config.model.name}; valid: {', '.join(TRAINABLE)}"
-        )
-    folder = Path("training") / config.model.name
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=config.model.training.steps)
-
-        def show(at: TrainingProgress) -> None:
-            bar.update(task, completed=at.step, description=f"loss {at.loss:.4f}, {at.seconds_per_step:.2f} s a step")
-
-        exported = train_shipped(config.model.name, config.model.training, folder, show)
-    say(Console(), f"{exported}: sweep it with model=hub model.path={exported}, or copy it to circuits/assets/")
-    return OK
-
-
 def load(config: Config) -> tuple[Subject, SubjectSpec]:
     """Model and data sets in this process: for the plan, and for a sweep without Ray."""
     spec = subject_spec(config)
@@ -250,15 +231,19 @@ def load(config: Config) -> tuple[Subject, SubjectSpec]:
 def subject_spec(config: Config) -> SubjectSpec:
     """What to load, with absolute paths, since workers run elsewhere."""
     path = config.model.path
+    check_trained(config.model)
     return SubjectSpec(
         model_name=config.model.name,
         model_path=path if path in SHIPPED else absolute(path),
         dtype=config.model.dtype,
-        device=schedule.resolve_device(config.cluster.device),
+        device=resolve_device(config.cluster.device, elsewhere=config.cluster.name == "ray"),
         sources=tuple(replace(s, root=absolute(s.root) if s.root else None) for s in source_specs(config.data)),
         images=images_needed(config),
         at_most=config.sweep.images is None,
         size=config.model.size,
+        guidance=config.model.guidance,
+        channels_last=config.model.channels_last,
+        compiled=config.model.compile,
         steps=config.sweep.steps,
         seed=config.sweep.seed,
     )
@@ -266,6 +251,7 @@ def subject_spec(config: Config) -> SubjectSpec:
 
 def planned(config: Config, subject: Subject) -> Plan:
     """Every trial of a grid; of a search its identity, since its trials follow from one another."""
+    check_profiles(config, subject)
     return search_plan(config, subject) if config.sweep.kind == "search" else make_plan(config, subject)
 
 
@@ -277,12 +263,11 @@ def images_needed(config: Config) -> int:
 def runner_spec(config: Config, spec: SubjectSpec, directory: RunDirectory) -> RunnerSpec:
     return RunnerSpec(
         subject=spec,
-        steps=config.sweep.steps,
-        seed=config.sweep.seed,
         rows=config.run.rows,
         threads=0,
         run_dir=str(directory.path),
         metric=config.stats.metric,
+        faces=config.sweep.profile.images > 0,
     )
 
 
@@ -316,7 +301,7 @@ def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory)
     directory.write_config(as_plain(config))
     directory.write_frame(directory.trials, plan.frame())
     directory.write_frame(directory.units, unit_table(subject.data))
-    denoiser = subject.denoiser
+    denoiser, images = subject.denoiser, images_of(config, subject)
     directory.write_run(
         {
             "plan": plan.digest,
@@ -339,7 +324,7 @@ def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory)
             },
             "data": {
                 name: {
-                    "n": images_of(config, subject)[name],
+                    "n": images[name],
                     "held_out": d.measured.held_out,
                     "trained_on": d.measured.trained_on,
                 }
@@ -359,28 +344,6 @@ def refuse_other_plan(plan: Plan, directory: RunDirectory) -> dict[str, Any]:
             f"this one is {plan.digest[:8]}); choose another run.name, or leave it out"
         )
     return before
-
-
-@contextmanager
-def interruptible(console: Console) -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) lets what is in flight finish, the second ends at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say(console, "Stopping when what is in flight has finished; again to stop at once.")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tracker_settings(config: Config) -> TrackerSettings:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from sweeps.plan import Trial
 
+_SMALLER = 8  # times that a lease at the end of a round is smaller than usual, at most
+
 
 @dataclass(frozen=True)
 class Task:
@@ -63,6 +65,7 @@ class LeaseQueue:
         self._seconds = seconds
         self._seconds_per_task = seconds / 4  # small first leases, until something was measured
         self._following = following
+        self._waiting = 0
         self._add(tasks)
 
     def __bool__(self) -> bool:
@@ -71,6 +74,7 @@ class LeaseQueue:
     def _add(self, tasks: Iterable[Task]) -> None:
         groups: OrderedDict[tuple, deque[Task]] = OrderedDict()
         for task in tasks:
+            self._waiting += 1
             groups.setdefault((*share_key(task.trial), task.units.start, task.units.stop), deque()).append(task)
         self._groups.extend(groups.values())
 
@@ -79,14 +83,28 @@ class LeaseQueue:
         self._add(self._following())
         return bool(self)
 
-    def take(self) -> Lease:
-        """The next lease; tasks of one group stay together as long as they fit."""
+    @property
+    def waiting(self) -> int:
+        """Tasks that nobody has."""
+        return self._waiting + sum(len(lease.trials) for lease in self._returned)
+
+    def take(self, workers: int = 1) -> Lease:
+        """The next lease; tasks of one group stay together as long as they fit.
+
+        Args:
+            workers: that share what is waiting. Toward the end of a round leases get smaller, down to an eighth, so
+                that nobody is left with a long one while the others wait for the next round.
+        """
         if self._returned:
             return self._returned.popleft()
         group = self._groups[0]
-        size = max(1, round(self._seconds / self._seconds_per_task))
+        usual = size = max(1, round(self._seconds / self._seconds_per_task))
+        if workers > 1:
+            size = max(1, usual // _SMALLER, min(usual, self._waiting // (2 * workers)))
         units = group[0].units
-        lease = Lease.of((group.popleft().trial for _ in range(min(size, len(group)))), units)
+        size = min(size, len(group))
+        lease = Lease.of((group.popleft().trial for _ in range(size)), units)
+        self._waiting -= size
         if not group:
             self._groups.popleft()
         return lease

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from circuits.levels import GROUP_LEVELS
 from sweeps.aggregate import phases
+from sweeps.mode_names import mode_names
+from sweeps.phases import COMPARED
 
 AXES = [
     "dataset", "protocol", "level", "layer_index", "head", "stream", "mode", "strength", "t_start", "t_end", "sites",
@@ -75,15 +78,16 @@ def disagreement(a: pd.DataFrame, b: pd.DataFrame) -> str:
 
 
 def _cells(trials: pd.DataFrame) -> pd.DataFrame:
-    chosen = trials[~phases(trials).isin(["search", "control"])]
+    chosen = trials[~phases(trials).isin(["search", *COMPARED])]
     # A head or a layer is known by its index, which two models may share where module paths differ.
     sites = [
-        "" if level in ("head", "layer") else ", ".join(sorted(map(str, site)))
-        for level, site in zip(chosen["level"], chosen["sites"])
+        "" if level in ("head", "layer") else layer if level in GROUP_LEVELS else ", ".join(sorted(map(str, site)))
+        for level, layer, site in zip(chosen["level"], chosen["layer"], chosen["sites"])
     ]
     chosen = chosen.assign(
         sites=pd.Series(sites, index=chosen.index, dtype=object),
         stream=chosen["stream"].fillna("").astype(object),
+        mode=mode_names(chosen),
         strength=chosen["strength"].astype(float).round(9),
     )
     return chosen[[*AXES, "layer", "trial_id"]]

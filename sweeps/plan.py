@@ -7,7 +7,8 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ import pandas as pd
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser
 from circuits.engine import Window
+from circuits.guidance import Guidance
 from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
+from circuits.levels import GROUP_LEVELS, path_of, stream_of
 from circuits.metrics import VERSION as METRICS_VERSION
 from circuits.naming import nearest
 from circuits.references import DONOR_BLOCK
 from circuits.sites import AttentionLayer
 from sweeps.config import Config, ConfigError, as_indices, as_list
+from sweeps.mode_checks import check_modes
+from sweeps.targets import find_targets
+
+_canonical = json.JSONEncoder(sort_keys=True).encode  # made once: a plan hashes a hundred thousand trials
 
 COLUMNS = (
     "trial_id", "model", "dataset", "protocol", "level", "layer", "layer_index", "head", "stream", "mode", "strength",
-    "window_index", "t_start", "t_end", "sites", "phase", "images", "draw",
+    "window_index", "t_start", "t_end", "sites", "phase", "images", "draw", "factor",
 )  # fmt: skip
 
 
@@ -34,11 +41,12 @@ class Trial:
     """One cell of the grid. The same trial has the same id anywhere, for ever.
 
     Attributes:
-        layer, layer_index, head: "" and -1 for sets, which may span layers; head is -1 for all heads of a layer too.
+        layer, layer_index, head: "" and -1 for sets, which may span layers; head is -1 for all heads of a layer too. Of
+            a block or stage, its path and its first layer's index.
         t_start, t_end: the window, in training timesteps, t_start >= t_end.
         images: units measured, from ``first_image`` on, at most; samples: images generated to look at.
         phase: ``grid``; or ``search``, measured to be chosen from; or ``confirm``, the chosen again on fresh images;
-            or ``control``: random subspaces, and the unablated model once more.
+            or ``control``: random subspaces, and the unablated model once more; or one of ``sweeps.phases``.
     """
 
     trial_id: str
@@ -67,6 +75,7 @@ class Trial:
             "window_index": self.window_index, "t_start": self.window.t_start, "t_end": self.window.t_end,
             "sites": [f"{site.layer}:{site.head}" for site in self.intervention.sites], "phase": self.phase,
             "images": self.images, "draw": self.intervention.draw,
+            "factor": self.intervention.factor if self.intervention.mode is Mode.scale else 1.0,
         }  # fmt: skip
 
     @property
@@ -74,21 +83,32 @@ class Trial:
         """Short name for people: ``layer 2 head 3, zero, t 999-800, natural``."""
         if self.level == "set":
             where = " + ".join(f"{s.layer} head {s.head}" for s in self.intervention.sites)
+        elif self.level in GROUP_LEVELS:
+            where = f"{self.level} {self.layer}"
         else:
             where = f"layer {self.layer_index}" + ("" if self.head == ALL_HEADS else f" head {self.head}")
         mode, strength = self.intervention.mode.value, self.intervention.strength
+        mode = f"{mode} x{self.intervention.factor:g}" if self.intervention.mode is Mode.scale else mode
         how = mode if strength == 1 else f"{mode} {strength:g}"
         return f"{where}, {how}, t {self.window.t_start}-{self.window.t_end}, {self.dataset}"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is swept: the loaded model, its attention layers, and the data sets at its size."""
+    """What is swept: the loaded model, its attention layers, the data sets at its size, how what it makes is guided."""
 
     denoiser: Denoiser
     layers: tuple[AttentionLayer, ...]
     data: Mapping[str, DataSet]
+    guidance: Guidance | None = None
     _fingerprints: dict[tuple[str, int, int], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def layer(self, name: str) -> AttentionLayer:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, AttentionLayer]:
+        return {layer.name: layer for layer in self.layers}
 
     def fingerprint(self, dataset: str, first: int, images: int) -> str:
         """Of the pixels that a trial measures; computed once, since thousands of trials share them."""
@@ -108,25 +128,31 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a sweep, in the order in which they are handed out."""
+    """All trials of a sweep, in the order in which they are handed out.
+
+    Attributes:
+        branches: rows of a generated image: 2 under guidance.
+    """
 
     trials: tuple[Trial, ...]
     timesteps: tuple[int, ...]
     digest: str
+    branches: int = 1
 
     def __len__(self) -> int:
         return len(self.trials)
 
     def frame(self) -> pd.DataFrame:
-        return pd.DataFrame([t.row() for t in self.trials], columns=list(COLUMNS))
+        rows = [t.row() for t in self.trials]
+        return pd.DataFrame({name: [row[name] for row in rows] for name in COLUMNS})  # half the time of a list of rows
 
     def rows(self) -> int:
         """Rows (one image through the network once) that the trials and their baselines need."""
-        steps = len(self.timesteps)
+        steps = len(self.timesteps) * self.branches
         return sum(trial_rows(t, steps) for t in self.trials) + self.baseline_rows()
 
     def baseline_rows(self) -> int:
-        steps = len(self.timesteps)
+        steps = len(self.timesteps) * self.branches
         passes = {(t.dataset, t.window, t.first_image, t.images) for t in self.trials if t.protocol == "denoise"}
         trajectories = {(t.dataset, t.first_image, generated(t)) for t in self.trials if generated(t)}
         return sum(n for *_, n in passes) + sum(n * steps for *_, n in trajectories)
@@ -156,29 +182,36 @@ def make_plan(config: Config, subject: Subject) -> Plan:
     layers = choose_layers(sweep.layers, subject.layers)
     windows = choose_windows(sweep.windows, timesteps, subject.denoiser.train_timesteps)
     modes = [Mode(m) for m in as_list(sweep.modes, "sweep.modes")]
-    check_modes(config, modes, layers, windows, timesteps, subject, images=min(images_of(config, subject).values()))
+    targets = find_targets(config, subject.layers, layers)
+    touched = [layer for layer in subject.layers if layer.name in targets.layers]
+    images = min(images_of(config, subject).values())
+    check_modes(config, modes, touched, windows, timesteps, subject, images=images)
     trials: dict[str, Trial] = {}
     for dataset in subject.data:
         for protocol in as_list(sweep.protocols, "sweep.protocols"):
             for window_index, window in enumerate(windows):
                 for layer in layers:
-                    for level, head in _heads(config, layer):
+                    for target in targets.at[layer.name]:
                         for mode in modes:
-                            intervention = Intervention(mode, (Site(layer.name, head),), sweep.strength)
+                            intervention = Intervention(mode, target.sites, sweep.strength)
                             trial = make_trial(
-                                config, subject, dataset, protocol, intervention, window, window_index, level=level
-                            )
+                                config, subject, dataset, protocol, intervention, window, window_index,
+                                level=target.level,
+                            )  # fmt: skip
                             trials.setdefault(trial.trial_id, trial)
     for trial in controls(config, subject, windows, layers):
         trials.setdefault(trial.trial_id, trial)
     ordered = tuple(trials.values())
-    return Plan(ordered, timesteps, plan_digest(config, ordered))
+    return Plan(ordered, timesteps, plan_digest(config, ordered), 1 if subject.guidance is None else 2)
 
 
 def images_of(config: Config, subject: Subject) -> dict[str, int]:
     """Images of a trial by data set, at most: as many as asked for, or what the data set has up to ``stats.n_max``."""
-    asked, most = config.sweep.images, config.stats.n_max
-    return {name: asked or min(most, len(data.measured)) for name, data in subject.data.items()}
+    return {name: _images(config, data) for name, data in subject.data.items()}
+
+
+def _images(config: Config, data: DataSet) -> int:
+    return config.sweep.images or min(config.stats.n_max, len(data.measured))
 
 
 def controls(
@@ -230,7 +263,10 @@ def check_labels(subject: Subject) -> None:
 
 def plan_digest(config: Config, trials: Sequence[Trial]) -> str:
     """Hash of the trials and of what is registered about their analysis before the run."""
-    return content_hash({"trials": sorted(t.trial_id for t in trials), "stats": vars(config.stats)})
+    content: dict[str, Any] = {"trials": sorted(t.trial_id for t in trials), "stats": vars(config.stats)}
+    if config.sweep.profile.images:  # what is profiled decides which sets of heads are ablated
+        content["profile"] = vars(config.sweep.profile)
+    return content_hash(content)
 
 
 def make_trial(
@@ -248,13 +284,17 @@ def make_trial(
     first_image: int = 0,
     phase: str = "grid",
 ) -> Trial:
-    """A trial with its content hash as id: everything that its numbers depend on, and nothing else."""
+    """A trial with its content hash as id: everything that its numbers depend on, and nothing else.
+
+    The factor of mode ``scale`` is the sweep's. Sites of a block or stage are in execution order.
+    """
     sweep, data = config.sweep, subject.data[dataset]
     first = intervention.sites[0]
-    layer = next(known for known in subject.layers if known.name == first.layer)
-    images = images_of(config, subject)[dataset] if images is None else images
+    layer = subject.layer(first.layer)
+    images = _images(config, data) if images is None else images
     samples = sweep.samples if samples is None else samples
     of_set = level == "set"
+    together = [subject.layer(site.layer) for site in intervention.sites] if level in GROUP_LEVELS else [layer]
     content = {
         "revision": subject.denoiser.revision, "dtype": config.model.dtype,
         "data": subject.fingerprint(dataset, first_image, images), "label": data.label, "dataset": dataset,
@@ -265,10 +305,16 @@ def make_trial(
         "first_image": first_image, "images": images, "samples": samples, "metrics": METRICS_VERSION,
         "replacement": _replacement(intervention.mode, dataset, first_image, images, subject),
     }  # fmt: skip
+    if intervention.mode is Mode.scale:
+        intervention = replace(intervention, factor=sweep.scale)
+        content["factor"] = sweep.scale
+    if subject.guidance is not None and (protocol == "sample" or samples):
+        content["guidance"] = subject.guidance.scale
     return Trial(
         trial_id=content_hash(content)[:16], model=config.model.name, dataset=dataset, protocol=protocol, level=level,
-        layer="" if of_set else layer.name, layer_index=-1 if of_set else layer.index,
-        head=ALL_HEADS if of_set else first.head, stream=layer.stream, intervention=intervention,
+        layer="" if of_set else path_of(layer, level), layer_index=-1 if of_set else layer.index,
+        head=ALL_HEADS if of_set else first.head, stream=stream_of(together),
+        intervention=intervention,
         window_index=window_index, window=window, images=images, samples=samples, first_image=first_image, phase=phase,
     )  # fmt: skip
 
@@ -322,57 +368,11 @@ def _pair(item: Any, train_timesteps: int) -> Window:
     return Window(t_start, t_end)
 
 
-def _heads(config: Config, layer: AttentionLayer) -> list[tuple[str, int]]:
-    levels = as_list(config.sweep.levels, "sweep.levels")
-    heads = (
-        [("head", h) for h in as_indices(config.sweep.heads, layer.heads, "sweep.heads")] if "head" in levels else []
-    )
-    return heads + ([("layer", ALL_HEADS)] if "layer" in levels else [])
-
-
-def check_modes(
-    config: Config,
-    modes: Sequence[Mode],
-    layers: Sequence[AttentionLayer],
-    windows: Sequence[Window],
-    timesteps: Sequence[int],
-    subject: Subject,
-    *,
-    images: int,
-    key: str = "sweep.images",
-) -> None:
-    """Refuse what a mode cannot do; ``key`` is the setting that gives the trials their ``images``.
-
-    Raises:
-        ConfigError: too few images or samples, a single data set, or a layer without values of its own.
-    """
-    # Under protocol `sample` a trial's images are generated together, all at the same timesteps.
-    resampling = {Mode.resample, Mode.resample_across} & set(modes) and "denoise" in as_list(
-        config.sweep.protocols, "sweep.protocols"
-    )
-    steps = max(len(w.select(timesteps)) for w in windows)
-    if resampling and images < 2 * steps:
-        raise ConfigError(
-            f"{key}: resample needs 2 images a sampler step of a window, {2 * steps} in all, got {images}"
-        )
-    if resampling and config.sweep.samples == 1:
-        raise ConfigError("sweep.samples: resample needs 0 or at least 2 samples, got 1")
-    if Mode.resample_across in modes and len(subject.data) < 2:
-        raise ConfigError(
-            f"sweep.modes: resample_across needs two data sets, data={config.data.name} has {len(subject.data)}"
-        )
-    for layer in layers:
-        if Mode.identity in modes and layer.values is None:
-            raise ConfigError(
-                f"sweep.modes: identity needs self-attention with its own value projection; layer {layer.name} has none"
-            )
-
-
 def _replacement(mode: Mode, dataset: str, first: int, images: int, subject: Subject) -> Any:
     """What the replacement is computed from, where that is not the measured images themselves."""
     if mode is Mode.resample:
         return DONOR_BLOCK
-    if mode is Mode.mean:
+    if mode in (Mode.mean, Mode.noise):
         return subject.reference_fingerprint(dataset)
     if mode is Mode.resample_across:
         names = list(subject.data)
@@ -382,4 +382,4 @@ def _replacement(mode: Mode, dataset: str, first: int, images: int, subject: Sub
 
 
 def content_hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()

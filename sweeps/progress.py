@@ -9,10 +9,12 @@ from types import TracebackType
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from circuits.statistics import percent
+from sweeps.phases import COMPARED
 from sweeps.plan import Trial
 
 TOP = 5
@@ -83,25 +85,29 @@ class SweepProgress:
 
     def line(self) -> str:
         """One line for logs."""
-        best = max(self._ablations(), key=self._percent, default=None)
+        best = max(self._ablations(), key=self._gain, default=None)
         top = f"; strongest so far {self._percent(best):+.0f}% {self._trials[best].label}" if best else ""
         failed = f", {self._failed} failed" if self._failed else ""
         return f"{self._done}/{len(self._trials)} trials{failed}, {self.rate()}, ETA {clock(self.eta())}{top}"
 
     def _ablations(self) -> list[str]:
         """Measured so far, without the controls."""
-        return [trial_id for trial_id in self._sums if self._trials[trial_id].phase != "control"]
+        return [trial_id for trial_id in self._sums if self._trials[trial_id].phase not in COMPARED]
+
+    def _gain(self, trial_id: str) -> float:
+        """Mean log ratio of the images so far."""
+        total, count = self._sums[trial_id]
+        return total / count
 
     def _percent(self, trial_id: str) -> float:
         """Degradation on the images so far."""
-        total, count = self._sums[trial_id]
-        return float(percent(np.array([total / count]))[0])
+        return float(percent(np.array([self._gain(trial_id)]))[0])
 
     def _top(self) -> Table:
         table = Table.grid(padding=(0, 2))
         heads = [t for t in self._ablations() if self._trials[t].head >= 0]
-        for trial_id in sorted(heads, key=lambda t: -self._percent(t))[:TOP]:
-            table.add_row(f"  {self._percent(trial_id):+8.1f}%", self._trials[trial_id].label)
+        for trial_id in sorted(heads, key=self._gain, reverse=True)[:TOP]:
+            table.add_row(f"  {self._percent(trial_id):+8.1f}%", escape(self._trials[trial_id].label))
         if self._failed:
             table.add_row("", f"[red]{self._failed} failed")
         return table

@@ -7,10 +7,8 @@ readers drop the duplicates.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -66,9 +64,11 @@ class RunDirectory:
         self.effects = self.path / "effects.parquet"
         self.comparisons = self.path / "comparisons.parquet"
         self.diagnostics = self.path / "diagnostics.parquet"
+        self.heads = self.path / "heads.parquet"
         self.units = self.path / "units.parquet"
         self.failures = self.path / "failures.parquet"
         self.run = self.path / "run.json"
+        self._trials_in: dict[str, tuple[str, ...]] = {}
 
     def create(self, *folders: Path) -> None:
         """Make the run's folder, and these inside it.
@@ -80,7 +80,7 @@ class RunDirectory:
             for folder in (self.path, *folders):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunDirectoryError(f"run.root: {self.path} cannot be made ({_reason(error)})") from error
+            raise RunDirectoryError(f"run.root: {self.path} cannot be made ({reason(error)})") from error
 
     def clean(self) -> list[Path]:
         """Delete what a killed process left half written, and set damaged parts aside; only under the lock.
@@ -91,7 +91,7 @@ class RunDirectory:
         for folder in (self.path, self.records, self.samples, self.path / "report"):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
-        damaged = [part for part in self._listed() if _intact(part) is None]
+        damaged = [part for part in self._listed() if self._trials_of(part) is None]
         for part in damaged:
             part.rename(part.with_suffix(".damaged"))
         return damaged
@@ -114,10 +114,16 @@ class RunDirectory:
 
     def recorded(self) -> set[str]:
         """Ids of the trials with measurements on disk."""
-        found: set[str] = set()
-        for table in self.tables():
-            found.update(table.column("trial_id").unique().to_pylist())
-        return found
+        return {trial_id for part in self._listed() for trial_id in self._trials_of(part) or ()}
+
+    def _trials_of(self, part: Path) -> tuple[str, ...] | None:
+        """Its trials, or None where it is damaged. A part is read once for this: it never changes."""
+        if part.name not in self._trials_in:
+            table = _intact(part)
+            if table is None:
+                return None
+            self._trials_in[part.name] = tuple(table.column("trial_id").unique().to_pylist())
+        return self._trials_in[part.name]
 
     def measurements(self) -> pd.DataFrame:
         """Every measurement once."""
@@ -218,8 +224,10 @@ def measurement_table(
 def _intact(part: Path) -> pa.Table | None:
     """A part's measurements, or None where a byte of them is wrong (pages have checksums) or missing."""
     try:
-        with pq.ParquetFile(part, read_dictionary=["trial_id", "metric"], page_checksum_verification=True) as file:
-            table = file.read(MEASUREMENTS.names)
+        with pq.ParquetFile(
+            part, read_dictionary=["trial_id", "metric"], page_checksum_verification=True, pre_buffer=False
+        ) as file:
+            table = file.read(MEASUREMENTS.names, use_threads=False)  # parts are small: threads take longer
     except (pa.ArrowException, OSError):
         return None
     return table if table.schema.names == MEASUREMENTS.names else None
@@ -245,7 +253,7 @@ def publish(target: Path, write: Callable[[Path], Any], synced: bool = True) -> 
             _sync_folder(target.parent)
     except OSError as error:
         _discard(temporary)
-        raise GaveOut(f"{target} could not be written ({_reason(error)})") from error
+        raise GaveOut(f"{target} could not be written ({reason(error)})") from error
     except BaseException:
         _discard(temporary)
         raise
@@ -267,72 +275,6 @@ def _discard(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """What went wrong, in a few words."""
     return error.strerror or str(error)
-
-
-class RunLock:
-    """Only one driver works on a run directory. The kernel drops the lock with its process, however that ends.
-
-    Where another host holds it, nothing tells whether that host still lives, so its lock is never taken over.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "lock.json"
-        self._handle: int | None = None
-
-    def __enter__(self) -> RunLock:
-        while self._handle is None:
-            try:
-                handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise RunDirectoryError(f"{self._path} cannot be written ({_reason(error)})") from error
-            try:
-                self._handle = handle if self._taken(handle) else None
-            finally:
-                if self._handle is None:
-                    os.close(handle)
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-        return self
-
-    def _taken(self, handle: int) -> bool:
-        """Whether the lock is ours; False where its holder deleted the file meanwhile, and it must be opened again.
-
-        Raises:
-            RunDirectoryError: another driver has it.
-        """
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise self._refusal(handle) from error
-        except OSError:
-            pass  # a file system without locks: two drivers would do some work twice, and break nothing
-        try:
-            if not os.path.samestat(os.fstat(handle), os.stat(self._path)):
-                return False
-        except FileNotFoundError:
-            return False
-        if self._holder(handle).get("host", socket.gethostname()) != socket.gethostname():
-            raise self._refusal(handle)
-        return True
-
-    def _holder(self, handle: int) -> dict[str, Any]:
-        try:
-            holder = json.loads(os.pread(handle, 4096, 0))
-        except ValueError:  # its holder is just writing it, or died doing so
-            return {}
-        return holder if isinstance(holder, dict) else {}
-
-    def _refusal(self, handle: int) -> RunDirectoryError:
-        holder = self._holder(handle)
-        who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', socket.gethostname())}"
-        return RunDirectoryError(
-            f"{self._path.parent} is in use by {who}; wait for it, or delete {self._path} if that process is dead"
-        )
-
-    def __exit__(self, *_: object) -> None:
-        assert self._handle is not None
-        self._path.unlink(missing_ok=True)
-        os.close(self._handle)
-        self._handle = None

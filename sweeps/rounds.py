@@ -133,7 +133,13 @@ class Rounds:
         )
         self._stopping = None
         if rule is not None and self._trials:
-            labels = family_labels(pd.DataFrame([trial.row() for trial in self._trials]), families)
+            places = {
+                "layer_index": [trial.layer_index for trial in self._trials],
+                "window_index": [trial.window_index for trial in self._trials],
+                "mode": [trial.intervention.mode.value for trial in self._trials],
+                "dataset": [trial.dataset for trial in self._trials],
+            }
+            labels = family_labels(pd.DataFrame(places), families)
             self._stopping = Stopping(labels, [trial.images for trial in self._trials], rule)
         waiting = [Task.whole(trial) for trial in whole if trial.trial_id not in recorded]
         self._pending = [*waiting, *self._open()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +18,11 @@ from circuits.data.prompts import prompt_set, prompted_data_set, takes_text, unp
 from circuits.data.sources import DataError, DataSet, SourceSpec, load_data_set
 from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Engine, Generated, Paired
+from circuits.face_metrics import FaceMetrics
+from circuits.guidance import Guidance, guidance_of
 from circuits.latents import encoded
 from circuits.metrics import sample_distances, sample_metrics
+from circuits.probes import synthetic_part_masks
 from circuits.sites import find_sites
 from sweeps.config import PROMPTS
 from sweeps.gains import gains
@@ -39,7 +43,9 @@ class SubjectSpec:
     Attributes:
         images: per data set; with ``at_most`` one that has fewer gives all it has.
         size: of the images in pixels; None for the model's own.
-        steps, seed: of the sampler that makes the images of prompts.
+        steps: of the sampler; with ``seed`` they also make the images of prompts.
+        guidance: of generated images; None or 1 for none.
+        channels_last, compiled: as in ``load_denoiser``.
     """
 
     model_name: str
@@ -52,6 +58,9 @@ class SubjectSpec:
     size: int | None = None
     steps: int = 10
     seed: int = 0
+    guidance: float | None = None
+    channels_last: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,19 +68,19 @@ class RunnerSpec:
     """A worker's whole assignment.
 
     Attributes:
-        images: images loaded per data set; trials use the first ones.
+        subject: what it loads; the seed and the sampler's steps of the sweep are those that make images of prompts.
         rows: rows of a forward; 0 measures what is best for model and device.
         threads: CPU threads of this worker; 0 leaves torch's default.
-        metric: the primary metric, for the progress display only.
+        metric: the registered metric, whose values travel back for the stopping rule and the progress display.
+        faces: whether symmetry and parts of faces are measured too.
     """
 
     subject: SubjectSpec
-    steps: int
-    seed: int
     rows: int
     threads: int
     run_dir: str
     metric: str
+    faces: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class LeaseOutcome:
         gains: log(ablated / baseline) of each recorded trial on the lease's images, by the registered metric. Effects
             come from the records; this is for the progress display and for the rule that stops trials.
         rows: rows run, baselines included.
+        files: records and samples by their names in the run directory, where the worker could not write into it.
     """
 
     gains: dict[str, np.ndarray]
@@ -89,17 +99,26 @@ class LeaseOutcome:
     rows: int
     seconds: float
     peak_memory: int = 0
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def load_subject(spec: SubjectSpec) -> Subject:
     """Load model and data; raises ModelError or DataError, one line each."""
     denoiser = load_denoiser(
-        spec.model_path, name=spec.model_name, device=spec.device, dtype=spec.dtype, size=spec.size
+        spec.model_path,
+        name=spec.model_name,
+        device=spec.device,
+        dtype=spec.dtype,
+        size=spec.size,
+        channels_last=spec.channels_last,
+        compiled=spec.compiled,
     )
-    return Subject(denoiser, find_sites(denoiser), {s.name: load_source(spec, s, denoiser) for s in spec.sources})
+    guidance = guidance_of(denoiser, spec.guidance)
+    data = {s.name: load_source(spec, s, denoiser, guidance) for s in spec.sources}
+    return Subject(denoiser, find_sites(denoiser), data, guidance)
 
 
-def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser) -> DataSet:
+def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser, guidance: Guidance | None) -> DataSet:
     """A data set in the model's own space: pixels, or the latents of its autoencoder. Images have the empty prompt.
 
     Raises:
@@ -110,7 +129,7 @@ def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser) -> Da
             prompts = prompt_set(source.name, source.prompts or source.root or "")
         except (OSError, ValueError) as error:
             raise DataError(f"data.root: {error}") from error
-        return prompted_data_set(denoiser, prompts, spec.images, steps=spec.steps, seed=spec.seed)
+        return prompted_data_set(denoiser, prompts, spec.images, steps=spec.steps, seed=spec.seed, guidance=guidance)
     channels, height, width = denoiser.image_shape
     if denoiser.pixels > 1 and denoiser.codec is None:
         raise DataError(
@@ -128,6 +147,11 @@ def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser) -> Da
     return unprompted(denoiser, data) if takes_text(denoiser) else data
 
 
+def face_metrics(data: Mapping[str, DataSet]) -> FaceMetrics:
+    """With the exact parts of generated faces."""
+    return FaceMetrics({name: synthetic_part_masks(source.measured) for name, source in data.items()})
+
+
 class Runner:
     """A loaded model that measures leases and records them."""
 
@@ -139,9 +163,11 @@ class Runner:
             self._subject.denoiser,
             self._subject.layers,
             self._subject.data,
-            steps=spec.steps,
-            seed=spec.seed,
+            steps=spec.subject.steps,
+            seed=spec.subject.seed,
             rows=spec.rows,
+            guidance=self._subject.guidance,
+            faces=face_metrics(self._subject.data) if spec.faces else None,
         )
         self._directory = RunDirectory(Path(spec.run_dir))
         self._metric = spec.metric
@@ -201,10 +227,10 @@ class Runner:
             paired |= self._engine.denoise(
                 first.dataset, first.window, interventions, first.images, first.first_image, units
             )
-        # The registered metric, or under protocol ``sample`` the first property that both images have.
         made: dict[str, Paired] = {}
         if begins and generated(first):
             made = self._generate(trials)
+        # The registered metric, or under protocol ``sample`` the first property that both images have.
         shown = {**paired, **made}
         chosen = shown.get(self._metric) or next(iter(shown.values()))
         g = gains(chosen.ablated.numpy(), chosen.baseline.numpy())

@@ -6,37 +6,37 @@ killing workers is halved until the poison trial is alone, and that one is recor
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-
-from sweeps.config import ClusterConfig, ConfigError
+from sweeps.clusters import WorkerFactory, connect, disconnect, packed
+from sweeps.config import ClusterConfig
+from sweeps.drain import Draining
 from sweeps.leases import Lease, LeaseQueue
 from sweeps.plan import Subject
 from sweeps.records import Failure, GaveOut
+from sweeps.remote import RemoteRunner
 from sweeps.run import DEVICE_LOST, LeaseOutcome, Runner, RunnerSpec
+from sweeps.travel import deliver
 
 IN_FLIGHT = 2
+IDLE_SECONDS = 60.0
+"""After which a worker of a cluster gives its place back, when no lease is left for it."""
+
+WAITING_SECONDS = 60.0
+"""After which it is said that no worker has come up yet."""
+
+LOST_SECONDS = 900.0
+"""After which workers that are said to be starting again are given up, if all of them are."""
+
 _DEATHS_BEFORE_HALVING = 2
-_SILENCE_LIMIT = 5  # pings in a row that a worker may fail to answer
-_CONNECT_SECONDS = 10.0
-_OBJECT_STORE_BYTES = 128 * 2**20  # only leases and their outcomes travel
-
-
-def resolve_device(wanted: str) -> str:
-    """``auto`` is the GPU where there is one."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("cluster.device: cuda was asked for, and this machine has no usable GPU; valid: auto, cpu")
-    return wanted
+_SILENCE_LIMIT = 5  # times in a row that a worker may die before it answers
+_ASK_AGAIN_SECONDS = 0.5
+_NODE_DIED = "its node has died"  # what Ray says where the machine is to blame, and no trial
 
 
 def inline(
@@ -51,166 +51,66 @@ def inline(
         yield lease, outcome
 
 
-def worker_count(cluster: ClusterConfig, device: str, cpus: int, gpus: float) -> int:
-    """One worker a GPU share, or one a CPU core share."""
-    if cluster.workers:
-        return cluster.workers
-    if device == "cuda":
-        return max(1, int(gpus / cluster.gpus_per_worker + 1e-9))
-    return max(1, cpus // cluster.cpus_per_worker)
+class Factory(Protocol):
+    """Starts workers; see :class:`sweeps.clusters.WorkerFactory`."""
 
+    def wanted(self) -> int: ...
 
-def connect(cluster: ClusterConfig) -> None:
-    """Start Ray on this machine, out of reach of any other, or join the named cluster.
-
-    Raises:
-        ConfigError: there is no such cluster.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    if cluster.name == "local":
-        _start_local(cluster, quiet)
-        return
-    import ray
-
-    address = cluster.address or "auto"
-    try:
-        if "://" not in address:
-            _require_listener(address)
-        ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"cluster.address: no Ray cluster at {address!r} ({reason})") from error
-
-
-def _require_listener(address: str) -> None:
-    """Fail at once where nothing listens: Ray itself asks a cluster that is gone again and again, for minutes.
-
-    Raises:
-        OSError: nothing listens there, or ``auto`` finds no cluster.
-    """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    found = canonicalize_bootstrap_address(address)
-    if found is None:
-        raise ConnectionError("no cluster was started on this machine, and RAY_ADDRESS is not set")
-    host, _, port = found.rpartition(":")
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS):
-        pass
-
-
-def _start_local(cluster: ClusterConfig, quiet: dict[str, Any]) -> None:
-    """A Ray of our own, which listens on the loopback only.
-
-    Ray listens on the address it takes for this machine's, and turns a loopback address that it is given into that one.
-    Told that it is not to form clusters (its default on Windows and macOS), it takes the loopback for it.
-
-    Raises:
-        ConfigError: a worker is to have more GPUs than there are.
-    """
-    gpus = torch.cuda.device_count() if resolve_device(cluster.device) == "cuda" else None
-    if gpus is not None and cluster.gpus_per_worker > gpus:
-        raise ConfigError(f"cluster.gpus_per_worker: this machine has {gpus} GPUs, got {cluster.gpus_per_worker:g}")
-    # A secret of this process: the default is a file in the home directory, which Ray leaves readable by all.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-    import ray._raylet
-    from ray._private import ray_constants
-
-    # Ray reads its secret once; a cluster looked for earlier in this process may have made it find another, or none.
-    raylet: Any = ray._raylet  # compiled, without types
-    raylet.Config.initialize("")
-    if hasattr(raylet, "AuthenticationTokenLoader"):
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that Ray starts
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, cluster.workers * cluster.cpus_per_worker),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **quiet,
-        )
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
-
-
-def disconnect() -> None:
-    import ray
-
-    ray.shutdown()
-
-
-def start_workers(
-    cluster: ClusterConfig,
-    spec: RunnerSpec,
-    kind: type = Runner,
-    *arguments: Any,
-    spare_cpus: float = 0.0,
-    retries: int = 0,
-) -> list[Any]:
-    """Actors ``kind(spec, *arguments)``, one a GPU share or CPU share, restarted for ever when they die.
-
-    Args:
-        spare_cpus: of each worker's share, left for what calls it.
-        retries: times Ray itself repeats a call whose worker died.
-    """
-    import ray
-
-    resources = ray.cluster_resources()
-    device = spec.subject.device
-    cpus = int(resources.get("CPU", 1))
-    count = worker_count(cluster, device, cpus, resources.get("GPU", 0.0))
-    # Threads are divided, since workers that each take all cores slow one another down.
-    threads = cluster.cpus_per_worker if device == "cuda" else max(1, cpus // count)
-    if cluster.name == "local":  # OMP_NUM_THREADS and the like, as torch read them here, hold for the workers too
-        threads = min(threads, torch.get_num_threads())
-    share = cluster.cpus_per_worker if device == "cuda" else min(cluster.cpus_per_worker, cpus / count)
-    share -= spare_cpus
-    actor: Any = ray.remote(kind).options(
-        num_cpus=share if share < 1 else int(share),  # Ray takes parts of one CPU, or whole ones
-        num_gpus=cluster.gpus_per_worker if device == "cuda" else 0,
-        max_restarts=-1,
-        max_task_retries=retries,
-    )
-    spec = replace(spec, threads=threads)
-    return [actor.remote(spec, *arguments) for _ in range(count)]
+    def start(self) -> Any: ...
 
 
 def ray_pool(
-    leases: LeaseQueue, spec: RunnerSpec, cluster: ClusterConfig, stop: threading.Event
+    leases: LeaseQueue,
+    spec: RunnerSpec,
+    cluster: ClusterConfig,
+    stop: threading.Event,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Iterator[tuple[Lease, LeaseOutcome]]:
-    """Run the leases on a pool of actors; yields outcomes as they come, in any order."""
+    """Run the leases on a pool of actors; yields outcomes as they come, in any order.
+
+    Args:
+        say: tells the user, in one line, why nothing happens.
+    """
     connect(cluster)
     try:
-        yield from _Pool(leases, spec, cluster, stop).outcomes()
+        factory = WorkerFactory(cluster, spec, RemoteRunner, packed(cluster, spec))
+        idle = IDLE_SECONDS if cluster.name == "ray" else float("inf")
+        for lease, outcome in Pool(leases, factory, cluster.lease_timeout, stop, idle, say).outcomes():
+            deliver(outcome.files, Path(spec.run_dir))
+            yield lease, outcome
     finally:
         disconnect()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """An actor of the pool. It is handed leases from an answered ping on, until it loses one.
 
     Attributes:
         flying: leases in the order in which they were handed over, which is the order in which they are run.
         ping: what was asked of a worker that is not known to be up.
-        silent: pings in a row that it did not answer.
+        silent: pings in a row that it did not answer, having died.
+        lost_since: since when it has not answered.
+        asked_again: when its next answer is looked for.
+        leaving: its machine is about to go; it is handed nothing more.
+        rested: since when it has had nothing to do.
     """
 
     handle: Any
     ping: Any
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)
     silent: int = 0
+    lost_since: float | None = None
+    asked_again: float = 0.0
+    leaving: bool = False
+    rested: float = field(default_factory=time.monotonic)
 
     @property
     def up(self) -> bool:
         return self.ping is None
+
+    def lost_for(self, now: float) -> float:
+        return 0.0 if self.lost_since is None else now - self.lost_since
 
     def hand(self, lease: Lease) -> None:
         self.flying[self.handle.run.remote(lease)] = (lease, time.monotonic())
@@ -218,25 +118,49 @@ class _Worker:
     def take_back(self, ref: Any) -> Lease:
         """The lease whose turn is over; the next one's starts now, not when it was handed over."""
         lease, _ = self.flying.pop(ref)
+        now = self.rested = time.monotonic()
         for other, (held, _) in self.flying.items():
-            self.flying[other] = (held, time.monotonic())
+            self.flying[other] = (held, now)
         return lease
 
 
-class _Pool:
-    def __init__(self, leases: LeaseQueue, spec: RunnerSpec, cluster: ClusterConfig, stop: threading.Event) -> None:
+class Pool:
+    """Workers that come and go, and the leases they hold.
+
+    Args:
+        timeout: seconds after which a lease is taken for hung.
+        idle: seconds without work after which a worker is ended, or no longer waits for a place: a cluster that grows
+            would make room for nothing.
+    """
+
+    def __init__(
+        self,
+        leases: LeaseQueue,
+        factory: Factory,
+        timeout: float,
+        stop: threading.Event,
+        idle: float = float("inf"),
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
         import ray
 
         self._ray = ray
         self._leases = leases
+        self._factory = factory
+        self._timeout = timeout
         self._stop = stop
-        self._timeout = cluster.lease_timeout
+        self._idle = idle
+        self._say = say
         self._deaths: dict[str, int] = {}
-        self._workers = [_Worker(handle, handle.ping.remote()) for handle in start_workers(cluster, spec)]
+        self._workers: list[_Worker] = []
+        self._alone_since: float | None = time.monotonic()
+        self._out_of_work: float | None = None
+        self._staff()
 
     def outcomes(self) -> Iterator[tuple[Lease, LeaseOutcome]]:
         while True:
             if not self._stop.is_set():
+                self._staff()
                 self._hand_out()
             # A worker runs its leases in order, so only its first one can come back or have killed it.
             first = {next(iter(worker.flying)): worker for worker in self._workers if worker.flying}
@@ -244,25 +168,68 @@ class _Pool:
                 if self._stop.is_set() or not (self._leases or self._leases.refill()):
                     return
                 if not any(worker.up for worker in self._workers):
+                    self._tell_if_alone()
                     time.sleep(0.1)
                 continue
+            self._alone_since = None
             ready, _ = self._ray.wait(list(first), num_returns=1, timeout=1.0)
             for ref in ready:
                 yield from self._collect(first[ref], ref)
             self._end_hung_leases()
 
+    def answered(self) -> int:
+        """Workers that are up by now."""
+        return sum(self._answered(worker) for worker in self._workers)
+
+    def _staff(self) -> None:
+        """As many workers as there is room and work for; others go, so that a cluster can shrink."""
+        for worker in [w for w in self._workers if w.leaving and not w.flying]:
+            self._dismiss(worker)
+        if self._leases:
+            busy = sum(bool(worker.flying) for worker in self._workers)
+            staying = sum(not worker.leaving for worker in self._workers)
+            for _ in range(min(self._factory.wanted(), busy + self._leases.waiting) - staying):
+                handle = self._factory.start()
+                self._workers.append(_Worker(handle, handle.ping.remote()))
+            self._out_of_work = None
+            return
+        if self._idle == float("inf"):
+            return
+        # Until the next round there may be nothing to do for a while, which is shorter than loading a model.
+        now = time.monotonic()
+        self._out_of_work = now if self._out_of_work is None else self._out_of_work
+        for worker in [w for w in self._workers if not w.flying]:
+            if now - max(worker.rested, self._out_of_work) > self._idle:
+                self._dismiss(worker)
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._ray.kill(worker.handle)
+        self._workers.remove(worker)
+
+    def _tell_if_alone(self) -> None:
+        """Once, when no worker has come up for a while: the cluster may be full, or growing, or the model large."""
+        now = time.monotonic()
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        if now - self._alone_since > WAITING_SECONDS:
+            self._alone_since = float("inf")
+            self._say(f"waiting for {len(self._workers)} workers: they wait for a place, or load the model")
+
     def _hand_out(self) -> None:
-        able = [worker for worker in self._workers if self._answered(worker)]
+        able = [worker for worker in self._workers if self._answered(worker) and not worker.leaving]
         for _ in range(IN_FLIGHT):
             for worker in able:
                 if self._leases and len(worker.flying) < IN_FLIGHT:
-                    worker.hand(self._leases.take())
+                    worker.hand(self._leases.take(len(able)))
 
     def _collect(self, worker: _Worker, ref: Any) -> Iterator[tuple[Lease, LeaseOutcome]]:
         lease = worker.take_back(ref)
         try:
             outcome = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, Draining):
+                worker.leaving = True
+                self._leases.give_back(lease)
+                return
             # Trials that raise are handled by the runner, so this is the worker's surroundings: a full disk, say.
             if isinstance(error.cause, GaveOut):
                 raise GaveOut(str(error.cause)) from error
@@ -281,7 +248,13 @@ class _Pool:
         if not worker.up:  # it waited behind the lease that was lost
             self._leases.give_back(lease)
             return
+        if worker.leaving:
+            self._leases.give_back(lease)
+            return
         worker.ping = worker.handle.ping.remote()
+        if _NODE_DIED in str(error):
+            self._leases.give_back(lease)
+            return
         deaths = self._deaths[lease.lease_id] = self._deaths.get(lease.lease_id, 0) + 1
         alone = len(lease.trials) == 1
         if deaths < _DEATHS_BEFORE_HALVING or (alone and deaths == _DEATHS_BEFORE_HALVING):
@@ -300,17 +273,22 @@ class _Pool:
         Raises:
             GaveOut: none of the workers comes up.
         """
-        if worker.up or not self._ray.wait([worker.ping], timeout=0)[0]:
+        now = time.monotonic()
+        if worker.up or now < worker.asked_again or not self._ray.wait([worker.ping], timeout=0)[0]:
             return worker.up
         try:
             self._ray.get(worker.ping)
         except self._ray.exceptions.RayError as error:
-            worker.silent += 1
-            if all(w.silent >= _SILENCE_LIMIT for w in self._workers):
+            # One that is starting again is unavailable for as long as that takes: no sign that it would not.
+            starting = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+            worker.lost_since = now if worker.lost_since is None else worker.lost_since
+            worker.silent += not starting
+            if all(w.silent >= _SILENCE_LIMIT or w.lost_for(now) > LOST_SECONDS for w in self._workers):
                 raise GaveOut(f"no worker stays alive: {_reason(error)}") from error
             worker.ping = worker.handle.ping.remote()
+            worker.asked_again = now + (_ASK_AGAIN_SECONDS if starting else 0.0)
             return False
-        worker.ping, worker.silent = None, 0
+        worker.ping, worker.silent, worker.lost_since = None, 0, None
         return True
 
     def _end_hung_leases(self) -> None:

@@ -17,10 +17,12 @@ from sweeps.aggregate import Aggregate
 from sweeps.candidates import search_images, search_space
 from sweeps.config import Config
 from sweeps.leases import share_key
-from sweeps.plan import Plan, Subject, images_of
+from sweeps.plan import Plan, Subject, choose_layers, images_of
+from sweeps.profiling import profile_rows
 from sweeps.progress import clock
 from sweeps.records import RunDirectory
 from sweeps.rungs import rungs
+from sweeps.targets import find_targets
 
 STRONGEST = 10
 _PROBE_ROWS = 32
@@ -30,7 +32,8 @@ _PROBES = 3
 def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, directory: RunDirectory) -> None:
     """The grid, its cost in forwards and FLOPs, and an estimated time from a probe of this machine."""
     frame = plan.frame()
-    rows = plan.rows()
+    profiling = profile_rows(config, subject)
+    rows = plan.rows() + profiling
     flops, seconds = probe(subject)
     table = Table(title=f"{config.sweep.name} on {escape(config.model.name)}", show_header=False, title_justify="left")
     table.add_row("trials", str(len(plan)))
@@ -38,15 +41,21 @@ def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, d
         table.add_row(
             f"  {axis}", ", ".join(f"{escape(str(k))} {v}" for k, v in frame[axis].value_counts(sort=False).items())
         )
+    repeated = find_targets(config, subject.layers, choose_layers(config.sweep.layers, subject.layers)).repeated
+    if repeated:
+        counted = " and ".join(f"{number} {level}{'s' * (number > 1)}" for level, number in repeated.items())
+        table.add_row("  measured once", f"{counted} of one layer or block, which the grid has already")
     windows = frame.drop_duplicates("window_index").sort_values("window_index")
     table.add_row("  windows", ", ".join(f"{a}-{b}" for a, b in zip(windows["t_start"], windows["t_end"], strict=True)))
     table.add_row(
         "  layers", ", ".join(f"{layer.index} {layer.name} ({layer.heads} heads)" for layer in subject.layers)
     )
     images = ", ".join(f"{escape(name)} {n}" for name, n in images_of(config, subject).items())
-    most = "at most " if config.stats.statistic != "none" else ""
+    most = "at most " if config.stats.statistic != "none" or profiling else ""
     table.add_row("images a trial", f"{most}{images}; {config.sweep.samples} generated")
     table.add_row("leases", f"at least {len({share_key(t) for t in plan.trials})}")
+    if profiling:
+        table.add_row("profiles", f"{most}{profiling:,} of the rows below, those of the sets of heads included")
     table.add_row("forwards", f"{most}{rows:,} rows of one image")
     table.add_row("FLOPs", f"{most}{rows * flops:.3g} ({flops:.3g} a row)")
     table.add_row("estimated time", f"{most}{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")

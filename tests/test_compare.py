@@ -16,6 +16,7 @@ from circuits.data.image_sets import ImageSet
 from circuits.data.sources import DataSet
 from sweeps.compare import compare_runs
 from sweeps.config import ConfigError, RunConfig
+from sweeps.matching import match_cells
 from sweeps.records import RunDirectoryError
 from sweeps.units import Units, match_images, match_seeds, unit_table
 from tests.synthetic_run import Cell, measured, write_run
@@ -397,3 +398,32 @@ def test_the_command_line(two_runs):
     assert missing.stderr.strip().count("\n") == 0
     assert "did you mean 'second_run'?" in missing.stderr
     assert launch("run.a=first_run").returncode == 2
+
+
+def trials_of(**changed: object) -> pd.DataFrame:
+    """A plan of one trial."""
+    row = {
+        "trial_id": "t", "dataset": "d", "protocol": "denoise", "level": "head", "layer": "blocks.0.attn1",
+        "layer_index": 0, "head": 1, "stream": "image", "mode": "zero", "strength": 1.0, "t_start": 999, "t_end": 0,
+        "sites": ["blocks.0.attn1:1"], "phase": "grid", "factor": 1.0,
+    }  # fmt: skip
+    return pd.DataFrame([row | changed])
+
+
+def test_blocks_are_matched_by_their_paths_and_heads_by_their_indices():
+    renamed = {"layer": "layers.0.attn", "sites": ["layers.0.attn:1"]}
+    assert len(match_cells(trials_of(), trials_of(**renamed)).cells) == 1
+    block = {"level": "block", "head": -1, "layer": "blocks.0", "sites": ["blocks.0.attn1:-1", "blocks.0.attn2:-1"]}
+    match = match_cells(trials_of(**block), trials_of(**block))
+    assert match.cells["sites"].tolist() == ["blocks.0"]
+    assert match_cells(trials_of(**block), trials_of(**block | {"layer": "layers.0"})).cells.empty
+    assert match_cells(trials_of(**block), trials_of(**block | {"level": "stage"})).cells.empty
+
+
+def test_scaling_by_different_factors_is_different_modes():
+    twice, thrice = (trials_of(mode="scale", factor=factor) for factor in (2.0, 3.0))
+    assert match_cells(twice, thrice).across == {"mode": ("scale x2", "scale x3")}
+    both = pd.concat([twice, trials_of(trial_id="zero")])
+    assert match_cells(both, pd.concat([thrice, trials_of(trial_id="zero")])).cells["mode"].tolist() == ["zero"]
+    before = trials_of().drop(columns="factor")  # a plan of an older version
+    assert len(match_cells(before, trials_of()).cells) == 1

@@ -27,7 +27,8 @@ from sweeps import driver, rungs
 from sweeps.adaptive import Search, Searched, recall, run_search
 from sweeps.aggregate import Registered, effects_of
 from sweeps.candidates import Candidate, Evolution, Space, search_plan, search_space
-from sweeps.config import Config, ConfigError, config_folder, register, typed
+from sweeps.composition import config_folder, register, typed
+from sweeps.config import Config, ConfigError
 from sweeps.gains import Gains
 from sweeps.plan import Subject
 from sweeps.records import RunDirectory

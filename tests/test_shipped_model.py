@@ -1,13 +1,15 @@
-"""The checkpoint that ships: small, loadable, and with heads that do work on both data sets."""
+"""The checkpoints that ship: small, loadable, with heads that do work; and the paper's model, which does not ship."""
 
 import json
 
 import numpy as np
 import pytest
+import torch
+from diffusers.models.attention_processor import Attention
 
 from benchmarks.model_card import build_engine, loss_per_timestep, working_parts, zero_ablation
 from circuits.engine import Engine
-from circuits.shipped import SHIPPED, shipped_path
+from circuits.shipped import SHIPPED, TRAINABLE, new_paper_262m, shipped_path
 
 IMAGES = 16
 
@@ -35,6 +37,20 @@ def test_the_u_net_is_as_small_and_has_as_many_heads() -> None:
     engine = build_engine("tiny_unet", 2)
     assert engine.denoiser.parameters < 8_000_000
     assert [(layer.heads, layer.head_dim, layer.tokens) for layer in engine.layers.values()] == [(8, 16, 64)] * 4
+
+
+def test_the_papers_model_has_the_papers_figures() -> None:
+    """262M parameters, 3 attention layers of 8 heads, 256-dimensional hidden states, 1,000 training timesteps."""
+    with torch.device("meta"):
+        network, scheduler = new_paper_262m()
+    parameters = list(network.parameters())
+    assert {p.device.type for p in parameters} == {"meta"}
+    assert sum(p.numel() for p in parameters) == 262_035_041
+    layers = [module for module in network.modules() if isinstance(module, Attention)]
+    assert [(layer.heads, layer.inner_dim, layer.query_dim) for layer in layers] == [(8, 256, 256)] * 3
+    assert scheduler.config.num_train_timesteps == 1_000
+    assert set(SHIPPED) == set(TRAINABLE) - {"paper_262m"}
+    assert all(shipped_path(name).is_dir() for name in SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -14,6 +14,7 @@ from circuits.conditioning import Conditioning, inputs_of
 from circuits.data.image_sets import ImageSet
 from circuits.data.sources import REFERENCE_IMAGES, DataSet
 from circuits.denoisers import Denoiser
+from circuits.guidance import Guidance
 from circuits.naming import nearest_folder
 from circuits.seeds import normal_per_index
 from circuits.text_encoders import encode_prompts
@@ -104,7 +105,14 @@ def unprompted(denoiser: Denoiser, data: DataSet) -> PromptedSet:
 
 
 def prompted_data_set(
-    denoiser: Denoiser, prompts: PromptSet, images: int, *, steps: int, seed: int, rows: int = 8
+    denoiser: Denoiser,
+    prompts: PromptSet,
+    images: int,
+    *,
+    steps: int,
+    seed: int,
+    rows: int = 8,
+    guidance: Guidance | None = None,
 ) -> PromptedSet:
     """The model's own unablated images of the prompts, in its own space (latents of a latent model).
 
@@ -114,6 +122,7 @@ def prompted_data_set(
     Args:
         steps: of the sampler that makes the images.
         rows: images made at once.
+        guidance: they are made with it, as the model's own pipeline would.
 
     Raises:
         ModelError: the model takes no text, or its text encoders cannot be loaded.
@@ -124,7 +133,7 @@ def prompted_data_set(
         given = distinct.rows([i % len(prompts) for i in range(count)])
         noise = normal_per_index(seed, f"{purpose}/{prompts.name}", list(range(count)), denoiser.sample_shape)
         parts = [
-            _sampled(denoiser, noise[i : i + rows], given.rows(range(i, min(i + rows, count))), steps)
+            _sampled(denoiser, noise[i : i + rows], given.rows(range(i, min(i + rows, count))), steps, guidance)
             for i in range(0, count, rows)
         ]
         ids = tuple(f"{purpose}_{i}" for i in range(count))
@@ -137,9 +146,12 @@ def prompted_data_set(
 
 
 def _sampled(
-    denoiser: Denoiser, x: Float[torch.Tensor, "n c h w"], given: Conditioning, steps: int
+    denoiser: Denoiser, x: Float[torch.Tensor, "n c h w"], given: Conditioning, steps: int, guidance: Guidance | None
 ) -> Float[torch.Tensor, "n c h w"]:
     sampler, x = denoiser.sampler(steps), x.to(denoiser.device)
+    given = given if guidance is None else guidance.both(given, len(x))
     for t in sampler.timesteps:
-        x = sampler.step(denoiser(x, torch.full((len(x),), int(t)), given).target, t, x).prev_sample
+        seen = x if guidance is None else torch.cat([x, x])
+        target = denoiser(seen, torch.full((len(seen),), int(t)), given).target
+        x = sampler.step(target if guidance is None else guidance.guided(target), t, x).prev_sample
     return x.cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -47,8 +47,13 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images to measure on and images to average over, disjoint wherever the source has enough."""
+    """Images to measure on and images to average over, disjoint wherever the source has enough.
 
+    Attributes:
+        branch: of classifier-free guidance, in which what the images are conditioned on is used.
+    """
+
+    branch: ClassVar[str] = "conditional"
     name: str
     label: int | None
     measured: ImageSet

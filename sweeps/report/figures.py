@@ -64,12 +64,13 @@ def draw_forest(run: ReportedRun) -> list[Drawing]:
     if top.empty:
         return []
     first = next(top.itertuples())
+    noun = "head trials" if first.level == "head" else "trials"
     return [
         Drawing(
             name="forest",
             figure=_styled(forest, top, run.datasets, run.stats.log_margin),
-            title=f"The {len(top)} strongest head trials",
-            alt=f"Forest plot of the {len(top)} strongest head trials. First: {wording.site(first)} on "
+            title=f"The {len(top)} strongest {noun}",
+            alt=f"Forest plot of the {len(top)} strongest {noun}. First: {wording.site(first)} on "
             f"{first.dataset}, {wording.effect(first)}.",
             caption=f"Point: percent degradation; line: its {wording.CONFIDENCE} interval"
             f"{', which holds wherever the trial stopped' if run.stops_early else ''}, not adjusted for the "
@@ -104,8 +105,8 @@ def draw_evidence(run: ReportedRun) -> list[Drawing]:
             figure=_styled(volcano, cells, run.datasets, run.stats.log_margin),
             title="Effect against evidence",
             alt=f"Volcano plot: percent degradation against minus log ten p for {len(cells)} trials.",
-            caption="Every trial; squares are whole layers. Large and certain effects are to the upper right; the grey "
-            f"band is the margin. The test is one-sided: improvements lie at the bottom left.{_top_row(run)}",
+            caption="Every trial; squares are whole layers and more. Large and certain effects are to the upper right; "
+            f"the grey band is the margin. The test is one-sided: improvements lie at the bottom left.{_top_row(run)}",
         ),
         Drawing(
             name="p-values",

@@ -116,7 +116,7 @@ def _strongest(run: ReportedRun, dataset: str) -> str:
         return f"On {dataset}, no trial is called degraded."
     sentences = []
     head = ["layer_index", "head", "stream"]
-    for level, noun in (("head", "head"), ("layer", "whole layer")):
+    for level, noun in (("head", "head"), ("layer", "whole layer"), ("block", "block"), ("stage", "stage")):
         top = next(degraded[degraded["level"] == level].itertuples(), None)
         if top is None:
             continue

@@ -17,6 +17,9 @@ from sweeps.report.figures import (
     draw_resolution,
 )
 from sweeps.report.findings import detectable_percent, key_findings, skewness, verdict_counts
+from sweeps.report.paper_section import paper_section
+from sweeps.report.profile_figures import draw_profiles
+from sweeps.report.profiled import read_profiled
 from sweeps.report.registration import margin, most_images, registration
 from sweeps.report.reported_run import VERDICTS, ReportedRun, mapping, read_run
 from sweeps.report.samples import sample_gallery
@@ -28,6 +31,7 @@ MAX_ROWS = 4_000  # of the table of all trials; the rest is in effects.parquet
 SHOWN_COMPARISONS = 15
 MAX_COMPARISONS = 500
 MAX_FAILURES = 100
+GROUPS = ("block", "stage")  # levels that have a name and no row in the heatmaps
 MAX_CONTROLLED = 200  # heads worse than a random subspace; the rest is in comparisons.parquet
 
 
@@ -52,6 +56,7 @@ def render(run: ReportedRun, figures: Path) -> str:
     is_head = run.cells["level"] == "head"
     metrics, other_metrics = metric_rows(run)
     controls = read_controls(run)
+    profiled = read_profiled(run)
     return fill(
         "index.html.j2",
         title=_title(run),
@@ -63,6 +68,8 @@ def render(run: ReportedRun, figures: Path) -> str:
         findings=key_findings(run),
         counts=verdict_counts(run.cells),
         verdicts=VERDICTS,
+        paper=None if profiled is None else paper_section(run, profiled),
+        profile_figures=shown(draw_profiles(profiled)),
         heatmaps=shown(draw_heatmaps(run)),
         forest=shown(draw_forest(run)),
         evidence=shown(draw_evidence(run)),
@@ -102,9 +109,11 @@ def _lead(run: ReportedRun) -> str:
     layers = wording.count(trials.loc[trials["level"].isin(["head", "layer"]), "layer_index"].nunique(), "layer")
     heads = trials[trials["level"] == "head"].groupby("layer_index")["head"].nunique()
     sets = trials.loc[trials["level"] == "set", "sites"].nunique()
+    groups = [wording.count(trials.loc[trials["level"] == level, "layer"].nunique(), level) for level in GROUPS]
     layers = wording.count(sets, "set") + " of heads" if sets else layers
+    places = [f"{layers} of {wording.between(heads)} heads" if len(heads) else layers, *groups]
     parts = [
-        f"{layers} of {wording.between(heads)} heads" if len(heads) else layers,
+        *(place for place in places if not place.startswith("0 ")),
         wording.count(trials["window_index"].nunique(), "window"),
         f"{wording.count(trials['variant'].nunique(), 'mode')} ({', '.join(trials['variant'].unique())})",
         f"{wording.count(trials['dataset'].nunique(), 'data set')} ({', '.join(trials['dataset'].unique())})",
@@ -173,8 +182,8 @@ def _count(run: ReportedRun, noun: str, number: int) -> str:
 
 
 def _layers(run: ReportedRun) -> list[tuple[str, str]]:
-    named = run.trials.drop_duplicates("layer_index").sort_values("layer_index")
-    named = named[named["level"].isin(["head", "layer"])]
+    named = run.trials[run.trials["level"].isin(["head", "layer"])]
+    named = named.drop_duplicates("layer_index").sort_values("layer_index")
     return [(f"L{int(trial.layer_index)}", str(trial.layer)) for trial in named.itertuples()]
 
 

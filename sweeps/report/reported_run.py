@@ -9,6 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from sweeps.comparison_names import DATA_SET_CONTRAST
+from sweeps.mode_names import mode_names
+from sweeps.phases import COMPARED
 from sweeps.records import RunDirectory, RunDirectoryError
 
 VERDICTS = ("degraded", "improved", "negligible", "inconclusive")
@@ -28,7 +31,6 @@ DIAGNOSTIC_COLUMNS = (
 )  # fmt: skip
 FAILURE_COLUMNS = ("trial_id", "error", "traceback", "attempts")
 
-DATA_SET_CONTRAST = "data set contrast"  # how the names of such comparisons start
 
 # What makes two trials the same cell, whatever the data set and the protocol.
 SITE_KEYS = ["level", "layer_index", "head", "stream", "sites"]
@@ -134,15 +136,16 @@ def read_run(path: Path) -> ReportedRun:
     config = mapping(directory.read_config())
     trials = _table(directory.trials, TRIAL_COLUMNS)
     effects = _table(directory.effects, EFFECT_COLUMNS)
-    is_control = trials["phase"] == "control" if "phase" in trials else pd.Series(False, index=trials.index)
+    phase = trials["phase"] if "phase" in trials else pd.Series("grid", index=trials.index)
+    is_control, compared = phase == "control", phase.isin(COMPARED)
     stats = _stats(mapping(config.get("stats")), trials)
-    effects = effects[~effects["trial_id"].isin(trials.loc[is_control, "trial_id"])]
+    effects = effects[~effects["trial_id"].isin(trials.loc[compared, "trial_id"])]
     _check_effects(effects, trials, stats)
     return ReportedRun(
         path=directory.path,
         config=config,
         run=mapping(directory.read_run()),
-        trials=_with_variant(trials[~is_control]),
+        trials=_with_variant(trials[~compared]),
         controls=_named_controls(trials[is_control]),
         effects=effects if "stopped" in effects else effects.assign(stopped=None),
         comparisons=_optional(directory.comparisons, COMPARISON_COLUMNS),
@@ -192,13 +195,16 @@ def _check_effects(effects: pd.DataFrame, trials: pd.DataFrame, stats: Stats) ->
 
 
 def _with_variant(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add `variant`: the mode, with its strength where the sweep ran that mode at several; `sites` as plain text;
+    """Add `variant`: the mode, with its strength where the sweep ran that mode at several; `sites` as plain text,
+    of a block or stage its path;
     no stream where there is only one."""
     several = trials.groupby("mode")["strength"].transform("nunique") > 1
     strengths = pd.to_numeric(trials["strength"]).map("{:g}".format)
-    variant = trials["mode"].astype(object).where(~several, trials["mode"].astype(object) + " " + strengths)
+    modes = mode_names(trials)
+    variant = modes.where(~several, modes + " " + strengths)
     sites = trials["sites"] if "sites" in trials else pd.Series([None] * len(trials), index=trials.index)
     text = sites.map(lambda site: "" if site is None or not hasattr(site, "__len__") else ", ".join(map(str, site)))
+    text = text.where(~trials["level"].isin(["block", "stage"]), trials["layer"])
     stream = trials["stream"].fillna("").astype(object)
     stream = stream if stream.nunique() > 1 else ""
     return trials.assign(variant=variant, sites=text.astype(object), stream=stream)

@@ -55,7 +55,7 @@ def listing(words: Iterable[str]) -> str:
 
 
 def site(trial: Any) -> str:
-    """L3H5 for a head, L3 for a whole layer; the sites of a set; with the stream where there is one."""
+    """L3H5 for a head, L3 for a whole layer, both with the stream where there is one; ``sites`` of anything else."""
     if trial.level not in ("head", "layer"):
         return trial.sites or f"{trial.level} {trial.layer}"
     head = "" if trial.head == WHOLE_LAYER else f"H{int(trial.head)}"

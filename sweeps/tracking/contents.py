@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from sweeps.phases import COMPARED
 from sweeps.tracking.measured import Measured
 
 Axes = Mapping[str, Any]
@@ -106,8 +107,8 @@ def group_of(axes: Axes) -> GroupKey:
 
 
 def is_control(axes: Axes) -> bool:
-    """A random subspace, or the unablated model once more: what ablations are compared with."""
-    return axes.get("phase") == "control"
+    """What is measured to be compared: random subspaces, the unablated model once more, sets of heads."""
+    return axes.get("phase") in COMPARED
 
 
 def trial_run(plan: Plan, trial: str, measured: Measured, samples: bool) -> RunContent:
@@ -154,8 +155,9 @@ def trial_name(axes: Axes) -> str:
     """For people: `mid.attn h3 zero t800-600 lfw_faces denoise`; of a control `mid.attn subspace 5 t800-600 ...`."""
     where = axes.get("layer") or "+".join(map(str, axes.get("sites") or [])) or str(axes.get("level"))
     head = axes.get("head")
-    parts = [str(where), f"h{head}" if head is not None and head >= 0 else "", axes.get("mode"), _window(axes)]
-    if is_control(axes):
+    mode = f"scale x{axes.get('factor'):g}" if axes.get("mode") == "scale" else axes.get("mode")
+    parts = [str(where), f"h{head}" if head is not None and head >= 0 else "", mode, _window(axes)]
+    if axes.get("phase") == "control":
         parts[:3] = [str(where), f"subspace {axes.get('draw')}"] if axes.get("strength") else ["unablated again"]
     parts += [axes.get("dataset"), axes.get("protocol")]
     return " ".join(str(part) for part in parts if part)[:128]

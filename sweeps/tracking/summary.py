@@ -33,6 +33,8 @@ def summary_run(plan: Plan, recorded: int, samples: bool) -> RunContent:
             tables[f"ranking/{metric}"] = Rows(list(ranked.columns), _cells(ranked), bar=("where", "percent"))
         if samples and (strongest := _strongest(effects, plan)):
             pictures["samples/strongest"] = strongest
+    if len(heads := _frame(files.get("heads.parquet"))):
+        tables["heads"] = _rows(heads)
     if len(comparisons):
         tables["comparisons"] = _rows(comparisons)
     return RunContent(
@@ -52,8 +54,8 @@ def summary_run(plan: Plan, recorded: int, samples: bool) -> RunContent:
 
 def _files(run_dir: Path) -> dict[str, Path]:
     """What the artifact holds, by name: the report and everything needed to make it again from the measurements."""
-    names = ["config.yaml", "trials.parquet", "effects.parquet", "comparisons.parquet", "failures.parquet", "run.json"]
-    paths = [run_dir / name for name in [*names, "report/index.html"]]
+    names = ["config.yaml", "trials.parquet", "effects.parquet", "comparisons.parquet", "heads.parquet"]
+    paths = [run_dir / name for name in [*names, "failures.parquet", "run.json", "report/index.html"]]
     paths += sorted((run_dir / "report" / "figures").glob("*.png"))
     return {path.relative_to(run_dir).as_posix(): path for path in paths if path.is_file()}
 

@@ -5,7 +5,7 @@ joined.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +64,11 @@ class SpelledOut:
         return joined / attn.rescale_output_factor
 
 
+def uniform_map(value: HeadOutput) -> torch.Tensor:
+    """An attention map of self-attention in which every query looks at all keys alike."""
+    return torch.full((len(value), len(value)), 1 / len(value), dtype=value.dtype)
+
+
 class BruteForce:
     """Measures interventions on a copy of a denoiser's network in float64."""
 
@@ -76,6 +81,7 @@ class BruteForce:
         self.bar = denoiser.scheduler.alphas_cumprod.double()
         self.steps = steps
         self.means: dict[tuple[str, int], dict[tuple[str, int], HeadOutput]] = {}
+        self.moments: dict[tuple[str, int], dict[tuple[str, int], tuple[HeadOutput, HeadOutput]]] = {}
         self.paths: dict[tuple[str, int], list[torch.Tensor]] = {}
         self.timesteps = [1000 - 1000 // steps * i - 1 for i in range(steps)]
 
@@ -99,6 +105,10 @@ class BruteForce:
         def edit(key: tuple[str, int]) -> HeadEdit:
             if intervention.mode is Mode.zero:
                 return lambda output, value: (1 - a) * output
+            if intervention.mode is Mode.scale:
+                return lambda output, value: (1 - a) * output + a * intervention.factor * output
+            if intervention.mode is Mode.uniform:
+                return lambda output, value: (1 - a) * output + a * uniform_map(value) @ value
             if intervention.mode is Mode.identity:
                 return lambda output, value: (1 - a) * output + a * value
             return lambda output, value: (1 - a) * output + a * new[key]
@@ -116,9 +126,11 @@ class BruteForce:
     # replacements
 
     def new(
-        self, intervention: Intervention, data: DataSet, t: int, donor_x: Callable[[DataSet], torch.Tensor]
+        self, intervention: Intervention, data: DataSet, t: int, unit: int, donor_x: Callable[[DataSet], torch.Tensor]
     ) -> dict[tuple[str, int], HeadOutput]:
-        """``donor_x``: the donor's noisy image in a data set."""
+        """``unit``: the image or the seed; ``donor_x``: the donor's noisy image in a data set."""
+        if intervention.mode is Mode.noise:
+            return self.noise(data, t, unit)
         if intervention.mode is Mode.mean:
             if (data.name, t) not in self.means:
                 self.means[data.name, t] = self.mean_outputs(data, t)
@@ -131,16 +143,35 @@ class BruteForce:
         return {}
 
     def mean_outputs(self, data: DataSet, t: int) -> dict[tuple[str, int], HeadOutput]:
-        images = data.reference.images.double()
-        total: dict[tuple[str, int], HeadOutput] = {}
-        for i, image in enumerate(images):
-            noise = self.normal(f"reference noise/{data.name}", i, image.shape)
-            for key, output in self.outputs(self.noised(image, noise, t), t, data.label).items():
-                total[key] = total.get(key, torch.zeros(())) + output
-        return {key: output / len(images) for key, output in total.items()}
+        return {key: torch.stack(outputs).mean(0) for key, outputs in self.reference_outputs(data, t).items()}
 
-    def normal(self, purpose: str, index: int, shape: torch.Size) -> torch.Tensor:
-        return torch.randn(shape, generator=torch_generator(self.seed, purpose, index)).double()
+    def reference_outputs(self, data: DataSet, t: int) -> dict[tuple[str, int], list[HeadOutput]]:
+        """Of every reference image."""
+        found: dict[tuple[str, int], list[HeadOutput]] = {}
+        for i, image in enumerate(data.reference.images.double()):
+            noise = self.normal(f"reference noise/{data.name}", i, shape=image.shape)
+            for key, output in self.outputs(self.noised(image, noise, t), t, data.label).items():
+                found.setdefault(key, []).append(output)
+        return found
+
+    def noise(self, data: DataSet, t: int, unit: int) -> dict[tuple[str, int], HeadOutput]:
+        """Mean and spread of every entry over the reference images; the draw is that of the layer, head after head."""
+        if (data.name, t) not in self.moments:
+            self.moments[data.name, t] = {
+                key: (torch.stack(outputs).mean(0), torch.stack(outputs).std(0, correction=0))
+                for key, outputs in self.reference_outputs(data, t).items()
+            }
+        moments, found = self.moments[data.name, t], {}
+        for layer in {layer for layer, _ in moments}:
+            heads = [moments[key] for key in sorted(key for key in moments if key[0] == layer)]
+            tokens, width = heads[0][0].shape
+            z = self.normal(f"noise ablation/{data.name}/{layer}", unit, t, shape=(tokens, len(heads) * width))
+            for head, (mean, deviation) in enumerate(heads):
+                found[layer, head] = mean + deviation * z[:, head * width : (head + 1) * width]
+        return found
+
+    def normal(self, purpose: str, *index: int, shape: Sequence[int]) -> torch.Tensor:
+        return torch.randn(shape, generator=torch_generator(self.seed, purpose, *index)).double()
 
     def noised(self, image: torch.Tensor, noise: torch.Tensor, t: int) -> torch.Tensor:
         return self.bar[t].sqrt() * image.double() + (1 - self.bar[t]).sqrt() * noise
@@ -163,7 +194,7 @@ class BruteForce:
 
         def x_of(source: DataSet, unit: int) -> torch.Tensor:
             image = source.measured.images[unit]
-            noise = self.normal(f"noise/{source.name}", unit, image.shape)
+            noise = self.normal(f"noise/{source.name}", unit, shape=image.shape)
             return self.noised(image, noise, steps[unit % len(steps)])
 
         rows = []
@@ -174,10 +205,10 @@ class BruteForce:
                 output = self.forward(x, t, data.label)
             else:
                 giver = int(donor[unit - first])
-                with self.edited(chosen, self.new(chosen, data, t, partial(x_of, unit=giver))):
+                with self.edited(chosen, self.new(chosen, data, t, unit, partial(x_of, unit=giver))):
                     output = self.forward(x, t, data.label)
             noise, predicted = self.noise_and_x0(output, x, t)
-            error = noise - self.normal(f"noise/{data.name}", unit, x.shape)
+            error = noise - self.normal(f"noise/{data.name}", unit, shape=x.shape)
             rows.append(denoise_metrics(error[None].float(), predicted[None].float(), x0[None].float()))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
@@ -195,7 +226,8 @@ class BruteForce:
             for step, t in enumerate(self.timesteps):
                 if chosen is not None and window.t_end <= t <= window.t_start:
                     giver = int(donor[unit])
-                    with self.edited(chosen, self.new(chosen, data, t, partial(at, unit=giver, step=step))):
+                    new = self.new(chosen, data, t, first + unit, partial(at, unit=giver, step=step))
+                    with self.edited(chosen, new):
                         output = self.forward(x, t, data.label)
                 else:
                     output = self.forward(x, t, data.label)
@@ -206,7 +238,7 @@ class BruteForce:
     def trajectory(self, data: DataSet, seed: int) -> list[torch.Tensor]:
         """Clean latents before each step."""
         if (data.name, seed) not in self.paths:
-            path = [self.normal(f"latents/{data.name}", seed, data.measured.images.shape[1:])]
+            path = [self.normal(f"latents/{data.name}", seed, shape=data.measured.images.shape[1:])]
             for t in self.timesteps:
                 path.append(self.ddim(self.forward(path[-1], t, data.label), path[-1], t))
             self.paths[data.name, seed] = path

@@ -13,8 +13,9 @@ from torch import nn
 
 from circuits.conditioning import SIGNATURES, Conditioning, Input, Signature, draw
 from circuits.denoisers import Denoiser, ModelError
-from circuits.hooks import capture_inputs, count_hooks, edit_attention_kernels, edit_inputs
-from circuits.interventions import replace_heads
+from circuits.hooks import KernelEdit, capture_inputs, count_hooks, edit_attention_kernels, edit_inputs
+from circuits.interventions import Intervention, Mode, Site, replace_heads
+from circuits.rows import Variants, intervened
 from circuits.sites import AttentionLayer, find_sites
 from tests.circuits.architectures import ARCHITECTURES
 
@@ -45,17 +46,23 @@ class Subject:
         with edit_inputs(self.denoiser.network, edit):
             return self()
 
-    def ablated_inside(self, layer: AttentionLayer, head: int) -> torch.Tensor:
-        """The reference: where a stream's tokens lie is told by the architecture, not by the layer."""
+    def ablated_inside(
+        self, layer: AttentionLayer, head: int, new: KernelEdit = lambda output, value: torch.zeros_like(output)
+    ) -> torch.Tensor:
+        """The reference: where a stream's tokens lie is told by the architecture, not by the layer.
 
-        def zeroed(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        ``new`` is given the output at these tokens and the values of all, ``[rows, tokens, head_dim]``.
+        """
+
+        def edit(output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             edited, tokens = output.clone(), output.shape[2]
             at_end = (layer.stream == "image") == self.architecture.text_first
             start = tokens - layer.tokens if at_end else 0
-            edited[:, head, start : start + layer.tokens] = 0
+            there = (slice(None), head, slice(start, start + layer.tokens))
+            edited[there] = new(output[there], value[:, head])
             return edited
 
-        with edit_attention_kernels(self.denoiser.network, {layer.module: zeroed}):
+        with edit_attention_kernels(self.denoiser.network, {layer.module: edit}):
             return self()
 
 
@@ -122,6 +129,36 @@ def test_values_are_known_wherever_tokens_attend_to_themselves(subject: Subject)
         assert layer.values_from == 0
 
 
+def test_values_of_all_keys_are_known_but_where_a_mask_may_close_some(subject: Subject) -> None:
+    """Of an attention with two streams, at either site, those of the image and of the text."""
+    for layer in subject.layers:
+        masked = subject.name in ("chroma", "qwen") or (subject.name, layer.kind) == ("pixart", "cross")
+        two = layer.kind == "joint" and layer.stream != "joint"
+        names = ("to_v", "add_v_proj") if two else ("to_v",)
+        expected = () if masked else tuple((f"{layer.module}.{name}", 0) for name in names)
+        assert layer.key_values == expected, layer.name
+
+
+def test_uniform_attention_at_the_site_is_uniform_inside_attention(subject: Subject) -> None:
+    """A head of every layer, in part; a joint attention is uniform over the keys of both streams."""
+    layers = {layer.name: layer for layer in subject.layers}
+    rows = torch.arange(ROWS)
+    clean = subject()
+    for layer in subject.layers:
+        head = layer.heads - 1
+        chosen = [Intervention(Mode.uniform, (Site(layer.name, head),), 0.7)]
+        if not layer.key_values:
+            with pytest.raises(ValueError, match=f"uniform needs value projections .* not so at layer {layer.name}$"):
+                Variants(chosen, layers)
+            continue
+        with intervened(subject.denoiser, Variants(chosen, layers), torch.zeros(ROWS).long(), rows, {}):
+            found = subject()
+        expected = subject.ablated_inside(layer, head, lambda o, v: 0.3 * o + 0.7 * v.mean(1, keepdim=True))
+        assert difference(found, expected) <= 5e-6, layer.name
+        if (subject.name, layer.name) not in WITHOUT_EFFECT:
+            assert difference(found, clean) > 2e-5, f"{layer.name}: this shows nothing"
+
+
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in NOT_FUSED_BY_DIFFUSERS])
 def test_fused_projections_have_the_same_sites_and_heads(name: str) -> None:
     separate = Subject(name)
@@ -130,12 +167,20 @@ def test_fused_projections_have_the_same_sites_and_heads(name: str) -> None:
         return
     fused = Subject(name, lambda network: network.fuse_qkv_projections())
     # Fused, SD3 projects the image before the text; everything else runs in the same order.
-    alike = [{replace(layer, index=0, values=None, values_from=0) for layer in s.layers} for s in (separate, fused)]
+    alike = [
+        {replace(layer, index=0, values=None, values_from=0, key_values=()) for layer in s.layers}
+        for s in (separate, fused)
+    ]
     assert alike[0] == alike[1]
     moved = [layer for layer in fused.layers if (layer.values or "").endswith("qkv")]
     assert all(layer.values_from == 2 * layer.width for layer in moved)
     assert bool(moved) == (name != "qwen"), "diffusers leaves Qwen-Image as it is"
     for before, after in zip(*(sorted(s.layers, key=lambda layer: layer.name) for s in (separate, fused)), strict=True):
+        assert [start for _, start in after.key_values] == [
+            {"to_qkv": 2, "to_added_qkv": 2, "to_kv": 1}.get(path.rpartition(".")[2], 0) * after.width
+            for path, _ in after.key_values
+        ]
+        assert len(after.key_values) == len(before.key_values)
         assert difference(fused.ablated_at_site(after, 1), separate.ablated_at_site(before, 1)) < 1e-5
         assert difference(fused.ablated_at_site(after, 1), fused.ablated_inside(after, 1)) <= 1e-6
 

@@ -43,8 +43,11 @@ def entropy_of(maps: torch.Tensor) -> torch.Tensor:
 def test_statistics_equal_those_of_the_explicit_map(sharpness: float, elements: int | None) -> None:
     query, key = queries_and_keys(GRID.tokens, GRID.tokens, sharpness)
     columns = torch.randn((IMAGES, GRID.tokens, COLUMNS), generator=torch.Generator().manual_seed(0))
-    found = attention_statistics(query, key, grid=GRID, columns=columns, elements=elements)
+    value = torch.randn((IMAGES, HEADS, GRID.tokens, WIDTH + 1), generator=torch.Generator().manual_seed(1))
+    found = attention_statistics(query, key, grid=GRID, columns=columns, value=value, elements=elements)
     maps = explicit_map(query, key)
+    assert found.output is not None
+    torch.testing.assert_close(found.output, (maps @ value.double()).float(), **TIGHT)
     tokens = GRID.tokens
     torch.testing.assert_close(found.entropy, entropy_of(maps), **TIGHT)
     torch.testing.assert_close(found.keys, torch.full((IMAGES,), float(tokens)))
@@ -133,6 +136,7 @@ def test_a_sample_of_queries_is_the_statistic_over_those_queries() -> None:
     assert torch.equal(found.queries, chosen)
     assert len(set(chosen.tolist())) == 23
     maps = explicit_map(query, key)[:, :, chosen]
+    assert found.output is None, "no values were given"
     torch.testing.assert_close(found.entropy, entropy_of(maps), **TIGHT)
     torch.testing.assert_close(found.received, maps.mean(dim=2).float(), **TIGHT)
     assert found.spatial is not None
@@ -226,6 +230,20 @@ def test_kernels_are_observed_within_their_scope() -> None:
     assert torch.equal(seen[1].output, expected[1])
     assert torch.equal(seen[2].key, key[:, :1].expand(-1, HEADS, -1, -1))
     assert torch.equal(grouped, seen[2].output)
+
+    def replaced(call: KernelCall) -> torch.Tensor | None:
+        return call.value * 2 if call.ordinal else None
+
+    counted, ran = F.scaled_dot_product_attention, list[int]()
+    F.scaled_dot_product_attention = lambda *args, **kwargs: ran.append(0) or counted(*args, **kwargs)
+    try:
+        with observing_kernels(replaced):
+            first, second = (F.scaled_dot_product_attention(query, key, value) for _ in range(2))
+    finally:
+        F.scaled_dot_product_attention = counted
+    assert torch.equal(first, expected[0])
+    assert torch.equal(second, value * 2)
+    assert len(ran) == 1, "the kernel runs only where nobody has its output"
 
     with pytest.raises(ValueError, match="causal"), observing_kernels(seen.append):
         F.scaled_dot_product_attention(query, query, query, is_causal=True)

@@ -52,7 +52,7 @@ def test_complexity_of_heads_equals_that_of_images_one_by_one(denoiser: Denoiser
     brute_force = BruteForce(denoiser, data, STEPS, seed=3)
     assert found.effective_rank["natural"].shape == (sum(layer.heads for layer in layers), 2, 5)
     image = data["natural"].measured.images[4]
-    noised = brute_force.noised(image, brute_force.normal("noise/natural", 4, image.shape), 199)
+    noised = brute_force.noised(image, brute_force.normal("noise/natural", 4, shape=image.shape), 199)
     outputs = brute_force.outputs(noised, 199, data["natural"].label)
     rank = [effective_rank(outputs[layer.name, head]).item() for layer in layers for head in range(layer.heads)]
     assert found.effective_rank["natural"][:, 1, 4] == pytest.approx(rank, rel=1e-4)

@@ -12,7 +12,7 @@ from circuits.engine import Engine, Window
 from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
 from circuits.metrics import DENOISE_METRICS
 from circuits.references import donors
-from circuits.seeds import normal_per_index
+from circuits.seeds import normal_per_index, torch_generator
 from circuits.sites import find_sites
 from circuits.statistics import bh, equivalence_test, hierarchical_fdr, log_ratio, signflip_test, verdicts
 from tests.circuits import hand_solved
@@ -55,6 +55,21 @@ def mean_reference(engine: Engine, dataset: str, t: int) -> np.ndarray:
     return np.mean([noised(engine, dataset, "reference noise", pool, i, t) for i in range(REFERENCES)], axis=0)
 
 
+@cache
+def reference_moments(engine: Engine, dataset: str, t: int, layer: str, head: int) -> tuple[np.ndarray, np.ndarray]:
+    pool = engine.data[dataset].reference.images
+    seen = [head_output(layer, head, noised(engine, dataset, "reference noise", pool, i, t)) for i in range(REFERENCES)]
+    return np.mean(seen, axis=0), np.std(seen, axis=0)
+
+
+def draw(dataset: str, layer: str, head: int, unit: int, t: int) -> np.ndarray:
+    """Standard normal in the first column of the head, the only one that is read."""
+    heads, tokens = len(WEIGHTS[layer]), hand_solved.SIZE**2
+    generator = torch_generator(SEED, f"noise ablation/{dataset}/{layer}", unit, t)
+    z = torch.randn((tokens, heads * hand_solved.HEAD_DIM), generator=generator)
+    return z[:, head * hand_solved.HEAD_DIM].double().numpy().reshape(hand_solved.SIZE, hand_solved.SIZE)
+
+
 def expected_mse(engine: Engine, dataset: str, window: Window, intervention: Intervention | None) -> np.ndarray:
     """Mean square of (x/4 + sum of weight * output) - noise, per image, in float64."""
     other = {"synthetic": "natural", "natural": "synthetic"}[dataset]
@@ -74,6 +89,13 @@ def expected_mse(engine: Engine, dataset: str, window: Window, intervention: Int
                     new = np.zeros_like(x)
                 elif intervention.mode is Mode.identity:
                     new = head_value(site.layer, head, x)
+                elif intervention.mode is Mode.uniform:
+                    new = np.full_like(x, head_value(site.layer, head, x).mean())
+                elif intervention.mode is Mode.scale:
+                    new = intervention.factor * old
+                elif intervention.mode is Mode.noise:
+                    mean, deviation = reference_moments(engine, dataset, t, site.layer, head)
+                    new = mean + deviation * draw(dataset, site.layer, head, unit, t)
                 elif intervention.mode is Mode.mean:
                     # What a head sees is linear in x, so the mean of the outputs is the output of the mean image.
                     new = head_output(site.layer, head, mean_reference(engine, dataset, t))
@@ -126,6 +148,9 @@ def test_heads_without_effect_change_no_bit(engine: Engine) -> None:
         (("high", 4), Mode.mean),
         (("high", 4), Mode.resample),
         (("high", 4), Mode.resample_across),
+        (("high", 4), Mode.noise),  # without spread
+        (("high", 1), Mode.uniform),  # already looks at all alike
+        (("high", 4), Mode.uniform),
     ],
 )
 def test_what_a_head_says_anyway_replaces_nothing(engine: Engine, head: tuple[str, int], mode: Mode) -> None:

@@ -8,6 +8,7 @@ from circuits.interventions import (
     Intervention,
     Mode,
     Site,
+    mean_value,
     random_basis,
     replace_heads,
     rows_touched,
@@ -71,6 +72,19 @@ def test_sites_of_one_layer_are_united() -> None:
     assert chosen.heads_by_layer({"a": 3, "b": 2}) == {"a": [0, 2], "b": [0, 1]}
     with pytest.raises(ValueError, match="no attention layer 'c'"):
         Intervention(Mode.zero, (Site("c"),)).heads_by_layer({"a": 3})
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("inf"), float("nan")])
+def test_a_factor_is_finite_and_not_negative(factor: float) -> None:
+    with pytest.raises(ValueError, match=f"expected a finite number >= 0, got {factor}"):
+        Intervention(Mode.scale, (Site("a"),), factor=factor)
+
+
+def test_the_mean_value_is_over_all_keys_wherever_they_lie() -> None:
+    image = torch.tensor([[[9.0, 1, 2], [9, 3, 4], [9, 5, 6]]])  # V behind a column of something else
+    text = torch.tensor([[[7.0, 12.0]]])
+    assert mean_value(2, [(image, 1)]).tolist() == [[[3, 4]]]
+    assert mean_value(2, [(image, 1), (text, 0)]).tolist() == [[[4, 6]]]
 
 
 def test_a_random_subspace_takes_as_much_as_the_head_has() -> None:

@@ -73,7 +73,7 @@ def test_an_image_does_not_depend_on_how_many_there_are(dit: Denoiser) -> None:
         measured(engine, interventions, 6, 1),
         measured(engine, interventions),
     )
-    alone = [i for i, chosen in enumerate(interventions) if chosen.mode in {Mode.zero, Mode.mean, Mode.identity}]
+    alone = [i for i, chosen in enumerate(interventions) if "resample" not in chosen.mode]
     resampled = [i for i in range(len(interventions)) if i not in alone]
     close(few[:, alone], every[:, alone, :6])
     close(last[:, alone], every[:, alone, 1:])
@@ -111,6 +111,25 @@ def test_an_intervention_of_strength_zero_changes_no_bit(dit: Denoiser) -> None:
     none = [Intervention(i.mode, i.sites, 0.0) for i in one_of_each_mode(engine)]
     for pair in engine.denoise("natural", WINDOW, none, IMAGES).values():
         assert torch.equal(pair.ablated, pair.baseline.expand(len(none), -1))
+
+
+def test_scaling_by_zero_is_zeroing_and_by_one_is_nothing(dit: Denoiser) -> None:
+    engine = make_engine(dit, rows=IMAGES)
+    sites = (Site(next(iter(engine.layers)), 1), Site(list(engine.layers)[-1], ALL_HEADS))
+    zero, none, once, half, thrice = (
+        engine.denoise("natural", WINDOW, [chosen], IMAGES)["noise_mse"]
+        for chosen in (
+            Intervention(Mode.zero, sites),
+            Intervention(Mode.scale, sites, factor=0.0),
+            Intervention(Mode.scale, sites, factor=1.0),
+            Intervention(Mode.scale, sites, 0.25, factor=5.0),
+            Intervention(Mode.scale, sites, factor=2.0),
+        )
+    )
+    assert torch.equal(none.ablated, zero.ablated)
+    assert torch.equal(once.ablated[0], once.baseline)
+    close(half.ablated, thrice.ablated)  # o + 1/4 (5 - 1) o = 2 o
+    assert (thrice.ablated[0] / thrice.baseline - 1).abs().mean() > 1e-3
 
 
 def test_samples_equal_the_baseline_until_the_window(dit: Denoiser) -> None:

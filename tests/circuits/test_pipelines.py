@@ -1,6 +1,7 @@
 """Whole pipelines of tiny random parts, saved in the diffusers layout and loaded by their folder."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
+    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     StableDiffusion3Pipeline,
@@ -29,11 +31,12 @@ from transformers import (
 from circuits.checkpoints import ModelError
 from circuits.conditioning import Conditioning
 from circuits.data.image_sets import ImageSet
-from circuits.data.prompts import prompt_set, prompted_data_set
+from circuits.data.prompts import _sampled, prompt_set, prompted_data_set
 from circuits.denoisers import Denoiser, load_denoiser
+from circuits.guidance import guidance_of
 from circuits.latents import encoded
 from circuits.sites import find_sites
-from circuits.text_encoders import encode_prompts
+from circuits.text_encoders import encode_prompts, encode_unconditional
 from tests.circuits.architectures import ARCHITECTURES
 
 PROMPTS = ["a cat", "two dogs at sea"]
@@ -135,8 +138,13 @@ def test_a_pipeline_folder_loads_with_its_autoencoder(folders: dict[str, Path], 
     assert found == list(architecture.sites)
 
 
-def test_images_made_from_prompts_equal_those_of_the_diffusers_pipeline(folders: dict[str, Path], name: str) -> None:
-    """Text encoders, network, noise levels, sampler and autoencoder, from the folder to pixels."""
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_images_made_from_prompts_equal_those_of_the_diffusers_pipeline(
+    folders: dict[str, Path], name: str, scale: float
+) -> None:
+    """Text encoders, network, noise levels, sampler, guidance and autoencoder, from the folder to pixels."""
+    if name == "flux" and scale > 1:
+        pytest.skip("guidance-distilled")
     denoiser = loaded(folders, name)
     theirs = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline, "sd3": StableDiffusion3Pipeline,
               "flux": FluxPipeline}[name].from_pretrained(
@@ -148,18 +156,52 @@ def test_images_made_from_prompts_equal_those_of_the_diffusers_pipeline(folders:
     x = torch.randn((2, 4, 10, 10), generator=torch.Generator().manual_seed(5))
     settings: dict[str, Any] = {"sigmas": [1 - i / STEPS for i in range(STEPS)]} if name in ("sd3", "flux") else {}
     if name != "flux":
-        settings["guidance_scale"] = 1.0
+        settings["guidance_scale"] = scale
     latents = x if name != "flux" else theirs._pack_latents(x, 2, 4, 10, 10)
     images = theirs(
         PROMPTS, height=80, width=80, num_inference_steps=STEPS, latents=latents, output_type="pt", **settings
     ).images
-    sampler = denoiser.sampler(STEPS)
-    for t in sampler.timesteps:
-        x = sampler.step(denoiser(x, torch.full((2,), int(t)), given).target, t, x).prev_sample
+    x = _sampled(denoiser, x, given, STEPS, guidance_of(denoiser, scale))
     assert denoiser.codec is not None
     found = (denoiser.codec.decode(x) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, images, rtol=1e-4, atol=1e-4)
     assert images.std() > 1e-3
+
+
+def test_guided_images_of_classes_equal_those_of_the_diffusers_pipeline(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=6,
+            patch_size=2, num_embeds_ada_norm=1000, norm_elementwise_affine=False,  # its null class is 1000
+        )  # fmt: skip
+        network.eval()  # in training it drops labels at random
+        pipeline = DiTPipeline(network, autoencoder(), ddim())  # type: ignore[arg-type]
+    pipeline.save_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    denoiser, labels = load_denoiser(tmp_path), torch.tensor([7, 411])
+    images = pipeline(
+        labels.tolist(), guidance_scale=4.0, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images  # fmt: skip
+    x = torch.randn((2, 4, 6, 6), generator=torch.Generator().manual_seed(5))
+    x = _sampled(denoiser, x, denoiser.conditioning(labels), STEPS, guidance_of(denoiser, 4.0))
+    assert denoiser.codec is not None
+    found = (denoiser.codec.decode(x) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, torch.from_numpy(images), rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_prompt_is_zeros_where_the_pipeline_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
+    """SDXL's default; with ``force_zeros_for_empty_prompt`` off it is the encoded one."""
+    denoiser = loaded(folders, "sdxl")
+    assert all(not tensor.any() for tensor in encode_unconditional(denoiser).tensors.values())
+    denoiser.folder = shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+    index = json.loads((denoiser.folder / "model_index.json").read_text())
+    (denoiser.folder / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
+    empty = encode_prompts(denoiser, [""]).tensors
+    for name, tensor in encode_unconditional(denoiser).tensors.items():
+        torch.testing.assert_close(tensor, empty[name])
+        assert tensor.any()
 
 
 def test_prompts_are_encoded_each_for_itself(folders: dict[str, Path], name: str) -> None:

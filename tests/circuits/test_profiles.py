@@ -3,18 +3,21 @@
 import copy
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from circuits.attention import ENTRIES
 from circuits.conditioning import Conditioning, draw
 from circuits.data.image_sets import ImageSet
 from circuits.data.prompts import PromptedSet
 from circuits.data.sources import DataSet
 from circuits.data.synthetic_faces import synthetic_faces
-from circuits.denoisers import Denoiser
+from circuits.denoisers import Denoiser, Prediction
 from circuits.hooks import (
     KernelCall,
     capture_outputs,
@@ -128,6 +131,47 @@ def test_profiles_do_not_depend_on_rows_nor_on_the_layers_profiled_with_them(den
     same(last, whole, slice(-layers[-1].heads, None))
     other = profile_heads(denoiser, data, timesteps=STEPS, seed=SEED + 1)
     assert np.abs(other.values["natural"]["entropy_nats"] - whole.values["natural"]["entropy_nats"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "entries", "spared"),
+    [(torch.float32, ENTRIES, True), (torch.float32, 1, False), (torch.bfloat16, ENTRIES, False)],
+)
+def test_profiling_leaves_the_network_its_numbers(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, entries: int, spared: bool
+) -> None:
+    """Attention that comes out of the statistics is the kernel's within rounding; nowhere else is it replaced."""
+    model = replace(denoiser, network=copy.deepcopy(denoiser.network).to(dtype))
+    layers, data = find_sites(model), two_data_sets(model)
+    calls: list[tuple[tuple[Any, ...], torch.Tensor]] = []
+    kernels: list[int] = []
+    predict = Denoiser.__call__
+
+    def seen(self: Denoiser, *given: Any) -> Prediction:
+        prediction = predict(self, *given)
+        calls.append((given, prediction.target))
+        return prediction
+
+    def counted(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        kernels.append(len(query))
+        return REAL_KERNEL(query, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("circuits.attention._MIN_BLOCK", 2)
+        patch.setattr(Denoiser, "__call__", seen)
+        patch.setattr(F, "scaled_dot_product_attention", counted)
+        profile_heads(model, data, layers, timesteps=[500], entries=entries)
+    found = [(given, target) for given, target in calls if len(given[1]) > 2]  # those that find the kernels have two
+    assert len(found) == len(data)
+    for given, target in found:
+        plain = model(*given).target
+        if not spared:
+            assert torch.equal(target, plain)
+            continue
+        exact = replace(model, network=copy.deepcopy(model.network).double())(*given).target
+        assert (target - exact).norm() <= 2 * (plain - exact).norm(), "as far from float64 as the kernel is"
+        assert (target - plain).norm() <= 3e-6 * plain.norm()
+    assert sum(rows > 2 for rows in kernels) == (0 if spared else len(layers) * len(data))
 
 
 def test_nothing_is_left_behind(dit: Denoiser) -> None:

@@ -25,6 +25,30 @@ def test_means_equal_an_average_over_images_one_by_one(denoiser: Denoiser, rows:
             torch.testing.assert_close(found.double(), joined, rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("rows", [3, 32])
+def test_moments_equal_those_of_images_one_by_one(denoiser: Denoiser, rows: int) -> None:
+    layers, data = find_sites(denoiser), two_data_sets(denoiser)
+    references = MeanReferences(denoiser, layers, seed=3, rows=rows)
+    outputs = BruteForce(denoiser, data, STEPS, seed=3).reference_outputs(data["natural"], 399)
+    for layer in layers:
+        by_head = [torch.stack(outputs[layer.name, head]) for head in range(layer.heads)]
+        joined = torch.cat(by_head, dim=2)
+        found = references.moments(data["natural"], 399, layer)
+        torch.testing.assert_close(found.mean.double(), joined.mean(0), rtol=1e-5, atol=5e-6)
+        torch.testing.assert_close(found.deviation.double(), joined.std(0, correction=0), rtol=1e-5, atol=5e-6)
+        assert torch.equal(found.mean, references.mean(data["natural"], 399, layer)), "of the same forwards"
+        assert found.deviation.min() > 0
+
+
+def test_means_and_moments_share_their_forwards(dit: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, data = find_sites(dit), two_data_sets(dit)
+    references = MeanReferences(dit, layers, seed=3, rows=32)
+    moments = references.moments(data["natural"], 399, layers[0])
+    monkeypatch.setattr(Denoiser, "__call__", lambda *_: pytest.fail("computed again"))
+    assert references.mean(data["natural"], 399, layers[0]) is moments.mean
+    assert references.moments(data["natural"], 399, layers[1]).mean is references.mean(data["natural"], 399, layers[1])
+
+
 def test_means_are_computed_once_per_data_set_and_timestep(dit: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     layers, data = find_sites(dit), two_data_sets(dit)
     references = MeanReferences(dit, layers, seed=3, rows=32)

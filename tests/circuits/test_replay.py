@@ -21,7 +21,7 @@ from circuits.engine import Engine, Generated, Window
 from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
 from circuits.operations import ATTENTION_FLOPS
 from circuits.replay_plans import ReplayPlans
-from circuits.rows import Start, Variants, intervened
+from circuits.rows import Start, Variants, intervened, why_not
 from circuits.sites import AttentionLayer, find_sites
 from tests.circuits.architectures import ARCHITECTURES
 from tests.circuits.conftest import IMAGES, make_engine
@@ -46,7 +46,7 @@ def variants_from(layers: tuple[AttentionLayer, ...], first: int) -> list[Interv
     layer, later = layers[first], layers[first + 1 :]
     found = []
     for mode in Mode:
-        if mode is Mode.identity and any(x.values is None for x in (layer, *later)):
+        if any(why_not(mode, x) for x in (layer, *later)):
             continue
         whole = layer.heads - 1 if mode is Mode.subspace else ALL_HEADS
         found.append(Intervention(mode, (Site(layer.name, layer.heads - 1),)))
@@ -70,14 +70,14 @@ def test_every_site_of_every_architecture_in_every_mode(any_denoiser: Denoiser) 
     t, conditioning = torch.tensor([7, 430, 960]), draw(denoiser.network, UNITS, generator)
     forwards = CleanForwards(denoiser, layers, plans)
     needs = Needs(*(frozenset(layer.name for layer in layers if what(layer)) for what in (
-        lambda _: True, lambda layer: layer.values is not None, lambda _: True)))  # fmt: skip
+        lambda _: True, lambda layer: bool(layer.value_modules), lambda _: True)))  # fmt: skip
     with forwards.recording(needs) as recorded:
         denoiser(x, t, conditioning)
     clean = recorded({})
     by_name = {layer.name: layer for layer in layers}
     other = {name: activation.flip(0) * 1.5 for name, activation in clean.activations.items()}
     replacements = dict.fromkeys(
-        (Mode.mean, Mode.resample, Mode.resample_across), lambda layer, unit: other[layer.name][unit]
+        (Mode.mean, Mode.noise, Mode.resample, Mode.resample_across), lambda layer, unit: other[layer.name][unit]
     )
     for first, layer in enumerate(layers):
         variants = Variants(variants_from(layers, first), by_name)
@@ -190,7 +190,7 @@ def test_only_what_is_read_after_the_site_is_recorded(dit: Denoiser) -> None:
     }
     assert {leaf for path, _, leaf in last.live if path == block} == {1, 2, 3, 4}, "gates and shifts, not the input"
     assert not {path for path, _, _ in last.live if path.endswith(("to_q", "to_k", "to_v", hooks.KERNEL))}
-    assert last.fixed_values == {layer.name for layer in layers}
+    assert last.fixed_values == {layer.values for layer in layers}
 
 
 def test_trials_of_all_layers_share_one_clean_pass(dit: Denoiser) -> None:

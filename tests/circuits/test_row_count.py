@@ -29,22 +29,22 @@ def device(overhead: float, slowed_from: int = 10**9, fits: int = 10**9) -> tupl
 @pytest.mark.parametrize(
     ("overhead", "slowed_from", "fits", "best", "tried"),
     [
-        (0.0, 10**9, 10**9, 16, [4, 8, 16, 32, 64, 128]),  # four times the fewest; more would do as well
-        (8e-3, 64, 10**9, 32, [4, 8, 16, 32, 64, 128]),  # slower from 64 on, twice in a row
-        (8e-3, 10**9, 20, 16, [4, 8, 16, 32]),  # 32 do not fit
-        (1.0, 10**9, 10**9, 4, [4]),  # so slow that no more is tried
+        (0.0, 10**9, 10**9, 64, [1, 4, 8, 16, 32, 64, 128, 256]),  # 64/65 of what any number would reach
+        (8e-3, 64, 10**9, 32, [1, 4, 8, 16, 32, 64, 128]),  # slower from 64 on, twice in a row
+        (8e-3, 10**9, 20, 16, [1, 4, 8, 16, 32]),  # 32 do not fit
+        (1.0, 10**9, 10**9, 4, [1, 4]),  # so slow that no more is tried
     ],
 )
 def test_the_best_rate_is_found(overhead: float, slowed_from: int, fits: int, best: int, tried: list[int]) -> None:
     seconds, found = device(overhead, slowed_from, fits)
-    assert best_rows(seconds, budget=2.02) == best
+    assert best_rows(seconds, budget=2.1) == best
     assert found == tried
 
 
 def test_no_more_than_the_most_and_one_row_at_least_must_fit() -> None:
     seconds, tried = device(1.0)
     assert best_rows(seconds, most=16, budget=1e9) == 16
-    assert tried == [4, 8, 16]
+    assert tried == [1, 4, 8, 16]
     with pytest.raises(torch.OutOfMemoryError):
         best_rows(device(0.0, fits=3)[0])
 

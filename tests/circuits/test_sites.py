@@ -50,6 +50,7 @@ def test_dit_layers_in_full(dit: Denoiser) -> None:
             head_dim=4,
             tokens=49,
             kind="self",
+            key_values=((f"transformer_blocks.{i}.attn1.to_v", 0),),
         )
         for i in range(2)
     )
@@ -122,7 +123,9 @@ def test_sabotage_shows_in_a_model_whose_attention_has_no_effect_yet(dit: Denois
 def test_values_are_offered_only_where_the_kernel_gets_them_unchanged(dit: Denoiser) -> None:
     first, second = (layer.name for layer in find_sites(dit))
     attention(dit, first).set_processor(Sabotaged(values=lambda values: values * 2))
-    assert [layer.values for layer in find_sites(dit)] == [None, f"{second}.to_v"]
+    found = find_sites(dit)
+    assert [layer.values for layer in found] == [None, f"{second}.to_v"]
+    assert [layer.key_values for layer in found] == [(), ((f"{second}.to_v", 0),)]
 
 
 def test_attention_without_a_kernel_is_refused(dit: Denoiser) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from circuits import training
 from circuits.denoisers import load_denoiser
-from circuits.shipped import export, new_tiny_faces, train_shipped
+from circuits.shipped import export, new_tiny_faces, train_new
 from circuits.sites import find_sites
 from circuits.training import (
     Averaged,
@@ -265,10 +265,10 @@ def test_a_new_model_is_silent_and_the_same_for_a_seed() -> None:
     assert (output == 0).all(), "adaLN-Zero"
 
 
-def test_the_shipped_recipe_from_end_to_end(tmp_path: Path) -> None:
+def test_the_recipe_from_end_to_end(tmp_path: Path) -> None:
     settings = TrainingSettings(steps=2, batch_size=4, synthetic_images=6, warmup_steps=1, save_every=1)
     reports: list[TrainingProgress] = []
-    folder = train_shipped("tiny_faces", settings, tmp_path, reports.append)
+    folder = train_new("tiny_faces", settings, tmp_path, reports.append)
     assert folder == tmp_path / "tiny_faces"
     assert [r.step for r in reports] == [2]
     assert len(find_sites(load_denoiser(folder))) == 4

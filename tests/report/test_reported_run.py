@@ -4,6 +4,9 @@ import yaml
 from fake_run import FakeSweep, fake_effects, fake_trials
 
 from sweeps.records import RunDirectoryError
+from sweeps.report import wording
+from sweeps.report.findings import key_findings
+from sweeps.report.page import _lead
 from sweeps.report.reported_run import read_run
 
 
@@ -89,3 +92,30 @@ def test_what_is_optional_may_be_absent(small_run):
     assert run.failures.empty
     assert (run.stats.metric, run.stats.margin, run.stats.alpha) == ("noise_mse", 0.05, 0.05)
     assert run.datasets == ("lfw_faces", "synthetic_faces")
+
+
+def test_blocks_and_stages_are_told_by_their_paths_and_scaling_by_its_factor(small_run):
+    """A block has the index of its first layer and no cell in the heatmaps, which are of heads and layers."""
+
+    def grouped(trials):
+        whole = (trials["level"] == "layer") & (trials["mode"] == "zero") & (trials["layer_index"] == 0)
+        sites = [["transformer_blocks.0.attn1:-1", "transformer_blocks.0.attn2:-1"]] * len(trials)
+        return trials.assign(
+            level=trials["level"].where(~whole, "block"),
+            layer=trials["layer"].where(~whole, "transformer_blocks.0"),
+            sites=sites,
+            mode=trials["mode"].replace("mean", "scale"),
+            factor=1.0 + (trials["mode"] == "mean"),
+        )
+
+    rewrite(small_run / "trials.parquet", grouped)
+    run = read_run(small_run)
+    assert set(run.cells["variant"]) == {"zero", "scale x2"}
+    blocks = run.cells[run.cells["level"] == "block"]
+    assert {wording.site(block) for block in blocks.itertuples()} == {"transformer_blocks.0"}
+    assert len(blocks) == 2 * 2, "windows x data sets"
+    assert "2 layers of 3 heads, 1 block, 2 windows, 2 modes (zero, scale x2)" in _lead(run)
+    assert any(
+        "ablating 1 of 1 block degrades it in some window, most of all transformer_blocks.0" in finding
+        for finding in key_findings(run)
+    )

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import launch
-from sweeps.config import METRICS, Config, as_indices, as_list, as_plain, config_folder, nearest_key, schema_keys
+from sweeps.composition import config_folder, nearest_key, schema_keys
+from sweeps.config import METRICS, Config, as_indices, as_list, as_plain
 from sweeps.config import ConfigError as Refused
 from tests.sweeps.tiny import composed, save_pipeline
 from tests.sweeps.tiny import launch as launch_process
@@ -247,7 +248,7 @@ REFUSED = [
     (["run.root=/dev/null/x"], "run.root: /dev/null/x/smoke-hub-"),
     (["mode=aggregate"], "run.name: no run "),
     (["mode=report", "run.name=other"], "run.name: no run "),
-    (["mode=train"], "mode=train trains the models that ship, not model=hub; valid: tiny_faces"),
+    (["mode=train"], "mode=train trains the project's own models, not model=hub; valid: tiny_faces"),
     (["sweep.modes=[resample_across]", "data.sets=[{name:a,source:synthetic_faces,label:0}]"], "needs two data sets"),
 ]
 
@@ -282,13 +283,13 @@ def test_a_pickled_checkpoint_is_refused(
 
 
 def test_a_named_ray_cluster_that_is_not_there(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeps import schedule
+    from sweeps import clusters
 
     # Discard's port: nobody listens there. Ray's own test clusters must not be found by "auto".
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     for address in ("auto", "127.0.0.1:9"):
         with pytest.raises(Refused, match=rf"^cluster\.address: no Ray cluster at '{address}' \([^\n]*\)$"):
-            schedule.connect(composed(*settings, "cluster=ray", f"cluster.address={address}").cluster)
+            clusters.connect(composed(*settings, "cluster=ray", f"cluster.address={address}").cluster)
 
 
 # In real processes.

@@ -23,8 +23,9 @@ from sweeps import schedule
 from sweeps.config import Config, ConfigError
 from sweeps.driver import execute, interruptible, subject_spec
 from sweeps.leases import LeaseQueue, Task
+from sweeps.locks import RunLock
 from sweeps.progress import SweepProgress
-from sweeps.records import Failure, RunDirectory, RunDirectoryError, RunLock
+from sweeps.records import Failure, RunDirectory, RunDirectoryError
 from tests.sweeps.poison import is_poisoned, poison
 from tests.sweeps.tiny import (
     COMPARISON_COLUMNS,

@@ -12,10 +12,10 @@ from tests.sweeps.tiny import ROOT
 
 MODULES = sorted([*ROOT.glob("circuits/**/*.py"), *ROOT.glob("sweeps/**/*.py"), ROOT / "launch.py"])
 PLACES = {
-    "ray": ("sweeps/schedule.py", "sweeps/search.py"),
+    "ray": ("sweeps/clusters.py", "sweeps/schedule.py", "sweeps/search.py", "sweeps/remote.py"),
     "wandb": ("sweeps/tracking/",),
-    "hydra": ("launch.py", "sweeps/config.py"),
-    "omegaconf": ("launch.py", "sweeps/config.py"),
+    "hydra": ("launch.py", "sweeps/composition.py"),
+    "omegaconf": ("launch.py", "sweeps/composition.py", "sweeps/config.py"),
     "sweeps": ("sweeps/", "launch.py"),
 }
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +25,7 @@ from sweeps.plan import (
     make_trial,
     trial_rows,
 )
+from sweeps.targets import find_targets
 from tests.sweeps.fake_subject import fake_subject, moved, trailing_timesteps, with_data
 from tests.sweeps.tiny import TRIAL_COLUMNS, composed
 
@@ -68,7 +67,7 @@ def test_columns_are_those_of_the_architecture() -> None:
     frame = make_plan(composed("sweep=smoke"), fake_subject()).frame()
     columns = list(frame.columns)
     assert columns[: len(TRIAL_COLUMNS)] == TRIAL_COLUMNS
-    assert set(columns) - set(TRIAL_COLUMNS) == {"phase", "images", "draw"}
+    assert set(columns) - set(TRIAL_COLUMNS) == {"phase", "images", "draw", "factor"}
     row = frame.iloc[0].to_dict()
     expected = {
         "model": "tiny_faces", "dataset": "synthetic", "protocol": "denoise", "level": "head",
@@ -177,7 +176,7 @@ def test_an_id_depends_on_the_images_that_its_replacement_comes_from(mode: Mode)
     other_reference = trial_of(config, with_data(subject, natural=replace(natural, reference=reference)), mode)
     other_data = trial_of(config, with_data(subject, synthetic=moved(synthetic, 0)), mode)
     other_label = trial_of(config, with_data(subject, synthetic=replace(synthetic, label=1)), mode)
-    assert (other_reference != before) == (mode is Mode.mean)
+    assert (other_reference != before) == (mode in (Mode.mean, Mode.noise))
     assert (other_data != before) == (other_label != before) == (mode is Mode.resample_across)
 
 
@@ -270,6 +269,90 @@ def test_heads_are_checked_against_each_layer() -> None:
         make_plan(composed("sweep.heads=7"), uneven)
 
 
+def uneven_subject() -> Subject:
+    """A U-Net with cross-attention: two blocks in its first stage, one in the second, and a bare attention."""
+    paths = [
+        *(f"down_blocks.0.attentions.{i}.transformer_blocks.0.attn{j}" for i in (0, 1) for j in (1, 2)),
+        *(f"mid_block.attentions.0.transformer_blocks.0.attn{j}" for j in (1, 2)),
+        "up_blocks.1.attentions.0",
+    ]
+    subject = fake_subject(layers=len(paths), heads=2)
+    layers = tuple(replace(layer, name=path) for layer, path in zip(subject.layers, paths, strict=True))
+    return Subject(subject.denoiser, layers, subject.data)
+
+
+def test_blocks_and_stages_are_planned_once_behind_their_first_layer() -> None:
+    overrides = ("sweep.modes=[zero]", "sweep.windows=1", "sweep.heads=0", "sweep.levels=[head,layer,block,stage]")
+    subject = uneven_subject()
+    plan = make_plan(composed(*overrides), subject)
+    frame = plan.frame()
+    here = frame[frame["dataset"] == "natural"]
+    # The block in the middle is a stage too, and the last layer is both.
+    assert here["level"].value_counts().to_dict() == {"head": 7, "layer": 7, "block": 3, "stage": 1}
+    first = here[here["layer_index"] == 0]
+    assert first["level"].tolist() == ["head", "layer", "block", "stage"]
+    assert first["layer"].tolist()[2:] == ["down_blocks.0.attentions.0", "down_blocks.0"]
+    names = [layer.name for layer in subject.layers]
+    assert [[s.removesuffix(":-1") for s in sites] for sites in first["sites"][2:]] == [names[:2], names[:4]]
+    assert set(here.loc[here["level"].isin(["block", "stage"]), "head"]) == {ALL_HEADS}
+    assert [trial.label.split(",")[0] for trial in plan.trials if trial.level == "stage"] == ["stage down_blocks.0"] * 2
+    keys = [share_key(trial) for trial in plan.trials]
+    assert 1 + sum(a != b for a, b in itertools.pairwise(keys)) == len(set(keys)), (
+        "they share their first layer's lease"
+    )
+    targets = find_targets(composed(*overrides), subject.layers, subject.layers)
+    assert targets.repeated == {"block": 1, "stage": 2}
+
+
+def test_a_block_is_whole_whichever_of_its_layers_were_chosen() -> None:
+    overrides = ("sweep.modes=[zero]", "sweep.windows=1", "sweep.layers=[1,6]", "sweep.levels=[block,stage]")
+    frame = make_plan(composed(*overrides), uneven_subject()).frame()
+    here = frame[frame["dataset"] == "natural"]
+    assert list(zip(here["level"], here["layer"], here["layer_index"], here["sites"].map(len))) == [
+        ("block", "down_blocks.0.attentions.0", 0, 2), ("stage", "down_blocks.0", 0, 4),
+        ("block", "up_blocks.1.attentions.0", 6, 1),
+    ]  # fmt: skip
+
+
+def test_a_block_of_one_layer_has_the_id_of_the_layer() -> None:
+    ids = [
+        set(make_plan(composed("sweep.modes=[zero]", "sweep.windows=1", f"sweep.levels=[{level}]"), fake_subject())
+            .frame()["trial_id"])
+        for level in ("layer", "block", "stage")
+    ]  # fmt: skip
+    assert ids[0] == ids[1]
+    assert len(ids[2]) == 2
+    assert not ids[2] & ids[0]
+
+
+def test_the_factor_is_part_of_what_a_scaled_trial_is_and_of_no_other() -> None:
+    subject = fake_subject()
+    twice, thrice = composed(), composed("sweep.scale=3")
+    assert trial_of(thrice, subject) == first_trial()
+    assert trial_of(twice, subject, Mode.scale) != trial_of(thrice, subject, Mode.scale)
+    plan = make_plan(composed("sweep.modes=[zero,scale]", "sweep.scale=3", "sweep.windows=1"), subject)
+    assert plan.frame().groupby("mode")["factor"].unique().map(list).to_dict() == {"scale": [3.0], "zero": [1.0]}
+    assert {t.intervention.factor for t in plan.trials if t.intervention.mode is Mode.scale} == {3.0}
+    assert plan.trials[1].label == "layer 0 head 0, scale x3, t 999-0, synthetic"
+
+
+@pytest.mark.parametrize("scale", ["-1", "inf", "nan"])
+def test_a_factor_is_a_finite_number(scale: str) -> None:
+    with pytest.raises(ConfigError, match=r"^sweep\.scale: expected a finite number, 0 or more, got "):
+        composed(f"sweep.scale={scale}")
+
+
+def test_uniform_needs_the_values_of_all_keys_of_every_layer_in_a_block() -> None:
+    subject = uneven_subject()
+    with_keys = tuple(replace(x, key_values=() if x.index == 3 else ((f"{x.name}.to_v", 0),)) for x in subject.layers)
+    subject = Subject(subject.denoiser, with_keys, subject.data)
+    overrides = ("sweep.modes=[uniform]", "sweep.windows=1", "sweep.layers=[0,2]")
+    assert make_plan(composed(*overrides), subject).trials
+    message = r"^sweep\.modes: uniform needs value projections of all keys, .* layer down_blocks\.0\..*1\..*\.attn2$"
+    with pytest.raises(ConfigError, match=message):
+        make_plan(composed(*overrides, "sweep.levels=[block]"), subject)
+
+
 def test_identity_needs_values() -> None:
     subject = fake_subject(layers=1)
     bare = Subject(subject.denoiser, (replace(subject.layers[0], values=None),), subject.data)
@@ -282,21 +365,3 @@ def test_resampling_under_protocol_sample_needs_two_seeds_only() -> None:
     assert make_plan(composed(*overrides, "sweep.images=2", "sweep.samples=1"), fake_subject()).trials
     with pytest.raises(ConfigError, match="resample needs 2 images a sampler step of a window, 20 in all, got 2"):
         make_plan(composed(*overrides[2:], "sweep.images=2"), fake_subject())
-
-
-# Speed
-
-
-def test_100_000_trials_are_planned_in_seconds() -> None:
-    subject = fake_subject(layers=50, heads=32)
-    config = composed("sweep.windows=10", "sweep.modes=[zero,mean,resample]", "sweep.steps=10")
-    large = {
-        name: replace(data, measured=replace(data.measured, images=torch.zeros(70, 3, 64, 64)))
-        for name, data in subject.data.items()
-    }
-    started = time.process_time()
-    plan = make_plan(config, with_data(subject, **large))
-    frame = plan.frame()
-    elapsed = time.process_time() - started
-    assert len(plan) == len(frame) == 50 * 33 * 10 * 3 * 2 == 99_000
-    assert elapsed < 15, f"{elapsed:.1f} s of CPU time"

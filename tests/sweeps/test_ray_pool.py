@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,11 +18,11 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from sweeps import schedule
-from sweeps.config import ClusterConfig, ConfigError
+from sweeps import clusters, schedule
+from sweeps.config import ClusterConfig
 from sweeps.leases import LeaseQueue
 from sweeps.records import Failure, GaveOut
-from sweeps.run import RunnerSpec
+from tests.sweeps.tiny import environment
 
 pytestmark = pytest.mark.run
 
@@ -51,7 +52,7 @@ class LightLease:
 
 @dataclass
 class LightQueue:
-    waiting: deque[LightLease]
+    waiting_leases: deque[LightLease]
     observed: list[int] = field(default_factory=list)
 
     @classmethod
@@ -59,16 +60,20 @@ class LightQueue:
         return cls(deque(LightLease.of(*lease) for lease in leases))
 
     def __bool__(self) -> bool:
-        return bool(self.waiting)
+        return bool(self.waiting_leases)
 
     def refill(self) -> bool:
         return False
 
-    def take(self) -> LightLease:
-        return self.waiting.popleft()
+    @property
+    def waiting(self) -> int:
+        return len(self.waiting_leases)
+
+    def take(self, workers: int = 1) -> LightLease:
+        return self.waiting_leases.popleft()
 
     def give_back(self, lease: LightLease) -> None:
-        self.waiting.appendleft(lease)
+        self.waiting_leases.appendleft(lease)
 
     def observe(self, trials: int, seconds: float) -> None:
         self.observed.append(trials)
@@ -78,7 +83,10 @@ class LightWorker:
     """Notes what it does in a folder; a trial's id says what befalls it."""
 
     def __init__(self, folder: str) -> None:
+        from sweeps.drain import Drain
+
         self.folder = folder
+        self.drain = Drain()
         if os.path.exists(f"{folder}/refuse"):
             raise OSError("the model\nis gone")
 
@@ -86,6 +94,10 @@ class LightWorker:
         return True
 
     def run(self, lease: LightLease) -> SimpleNamespace:
+        with self.drain:
+            return self.measure(lease)
+
+    def measure(self, lease: LightLease) -> SimpleNamespace:
         with open(f"{self.folder}/pids", "a") as log:
             print(os.getpid(), file=log)
         for trial in lease.trials:
@@ -99,6 +111,11 @@ class LightWorker:
                 time.sleep(1000)
             if what == "slow":
                 time.sleep(0.3)
+            if what == "long":
+                time.sleep(3)
+            if what == "preempted" and first_time:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
             if what == "disk":
                 from sweeps.records import GaveOut
 
@@ -124,37 +141,49 @@ Run = Callable[..., Ended]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    schedule.connect(LOCAL)
+    clusters.connect(LOCAL)
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    schedule.disconnect()
+    clusters.disconnect()
+
+
+@dataclass
+class LightFactory:
+    folder: str
+    workers: int
+    started: list[Any] = field(default_factory=list)
+
+    def wanted(self) -> int:
+        return self.workers
+
+    def start(self) -> Any:
+        import ray
+
+        actor = ray.remote(LightWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=0)
+        self.started.append(actor.remote(self.folder))
+        return self.started[-1]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(tmp_path: Path) -> Iterator[Run]:
     import ray
 
-    handles: list[Any] = []
-
-    def start(*_: object) -> list[Any]:
-        actor = ray.remote(LightWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=0)
-        handles.extend(actor.remote(str(tmp_path)) for _ in range(start.workers))  # type: ignore[attr-defined]
-        return handles
+    factories: list[LightFactory] = []
 
     def ended(
         *leases: tuple[str, ...],
         workers: int = 1,
         timeout: float = 1000,
+        idle: float = float("inf"),
         at_each: Callable[[threading.Event], object] = lambda _: None,
     ) -> Ended:
-        start.workers = workers  # type: ignore[attr-defined]
+        factories.append(LightFactory(str(tmp_path), workers))
         stop, found = threading.Event(), Ended(Counter(), [])
         queue = LightQueue.of(*leases)
-        settings = ClusterConfig(name="local", lease_timeout=timeout)
-        pool = schedule._Pool(cast(LeaseQueue, queue), cast(RunnerSpec, None), settings, stop)
+        pool = schedule.Pool(cast(LeaseQueue, queue), factories[-1], timeout, stop, idle)
         for _, outcome in pool.outcomes():
             found.done.update(outcome.gains)
             found.failures.extend(outcome.failures)
@@ -163,10 +192,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
             assert not queue
         return found
 
-    monkeypatch.setattr(schedule, "start_workers", start)
+    ended.factories = factories  # type: ignore[attr-defined]
     yield ended
-    for handle in handles:
-        ray.kill(handle)
+    for factory in factories:
+        for handle in factory.started:
+            ray.kill(handle)
 
 
 def tries(folder: Path, trial: str) -> int:
@@ -174,7 +204,21 @@ def tries(folder: Path, trial: str) -> int:
 
 
 def pids(folder: Path) -> set[int]:
-    return {int(pid) for pid in (folder / "pids").read_text().split()}
+    return set(ordered_pids(folder))
+
+
+def ordered_pids(folder: Path) -> list[int]:
+    """Of the workers, in the order in which they first ran a lease."""
+    return list(dict.fromkeys(int(pid) for pid in (folder / "pids").read_text().split()))
+
+
+def _process(pid: int) -> psutil.Process | None:
+    """None where it has ended."""
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+    return None if process.status() == psutil.STATUS_ZOMBIE else process
 
 
 # Where Ray listens
@@ -197,6 +241,18 @@ def test_ray_listens_on_the_loopback_only_and_its_secret_is_in_no_file() -> None
     assert len(token) == 64
     stored = Path.home() / ".ray" / "auth_token"
     assert not stored.exists() or token not in stored.read_text()
+
+
+def test_signals_are_the_drivers_own_after_ray_has_started() -> None:
+    """Ray's handler would abort the process at SIGTERM; here it is as it was before, in Python and for the kernel."""
+    code = (
+        "import os, signal, sys\nfrom sweeps import clusters\nfrom sweeps.config import ClusterConfig\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('drains', flush=True))\n"
+        "clusters.connect(ClusterConfig(name='local', workers=1))\nos.kill(os.getpid(), signal.SIGTERM)\n"
+        "clusters.disconnect()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "drains\n"), ended.stderr
 
 
 # Work
@@ -264,6 +320,36 @@ def test_a_worker_killed_from_outside_loses_nothing(run: Run, tmp_path: Path) ->
     assert len(killed) == 3
 
 
+def test_a_worker_whose_machine_is_about_to_go_finishes_what_it_is_at(run: Run, tmp_path: Path) -> None:
+    """SIGTERM: the lease it is at counts, those handed to it go elsewhere, and the process ends."""
+    ended = run(("preempted-0", "ok-0"), ("ok-1",), ("ok-2",))
+    assert ended.done == Counter(["preempted-0", "ok-0", "ok-1", "ok-2"])
+    assert ended.failures == []
+    assert tries(tmp_path, "preempted-0") == tries(tmp_path, "ok-1") == 1
+    first, second = ordered_pids(tmp_path)
+    assert first != second
+    psutil.wait_procs([p for p in [_process(first)] if p is not None], timeout=30)
+    assert _process(first) is None
+
+
+def test_workers_come_when_there_is_room_and_go_when_there_is_no_work(run: Run, tmp_path: Path) -> None:
+    """A cluster that grows: a second worker has work as soon as it is up. One that rests gives its place back."""
+    alive: list[int] = []
+
+    def watch(_: threading.Event) -> None:
+        run.factories[-1].workers = 2  # type: ignore[attr-defined]
+        if len(pids(tmp_path)) == 2 and not alive:
+            alive.extend(pids(tmp_path))
+
+    def rest_ended() -> bool:
+        return any(_process(pid) is None for pid in alive)
+
+    ended = run(*[(f"slow-{i}",) for i in range(24)], ("long-0",), at_each=watch, idle=0.5)
+    assert ended.done == Counter([*(f"slow-{i}" for i in range(24)), "long-0"])
+    assert len(alive) == 2, "the second one worked too"
+    assert rest_ended(), "while one was at the last lease, the other went"
+
+
 def test_a_lease_that_hangs_is_ended(run: Run, tmp_path: Path) -> None:
     ended = run(("hang-0",), ("ok-1",), timeout=0.5)
     assert ended.done == Counter(["ok-1"])
@@ -295,30 +381,3 @@ def test_workers_that_cannot_start_end_the_pool_with_the_cause(run: Run, tmp_pat
     (tmp_path / "refuse").touch()
     with pytest.raises(GaveOut, match=r"^no worker stays alive: .*is gone$"):
         run(("ok-0",), workers=2)
-
-
-# Sizes
-
-
-def test_a_worker_cannot_have_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(ConfigError, match=r"^cluster\.gpus_per_worker: this machine has 1 GPUs, got 2$"):
-        schedule.connect(ClusterConfig(name="local", gpus_per_worker=2))
-
-
-@pytest.mark.parametrize(
-    ("settings", "device", "cpus", "gpus", "count"),
-    [
-        ({}, "cpu", 2, 0, 2),
-        ({"workers": 5}, "cpu", 2, 0, 5),
-        ({"cpus_per_worker": 4}, "cpu", 16, 0, 4),
-        ({"cpus_per_worker": 4}, "cpu", 2, 0, 1),
-        ({}, "cuda", 16, 2, 2),
-        ({"gpus_per_worker": 0.25}, "cuda", 16, 2, 8),
-        ({"gpus_per_worker": 0.1}, "cuda", 16, 1, 10),
-        ({"gpus_per_worker": 2}, "cuda", 16, 5, 2),
-    ],
-)
-def test_worker_count(settings: dict[str, Any], device: str, cpus: int, gpus: float, count: int) -> None:
-    assert schedule.worker_count(ClusterConfig(name="local", **settings), device, cpus, gpus) == count

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sweeps import locks
 from sweeps.gains import read_gains
+from sweeps.locks import RunLock
 from sweeps.records import (
     MEASUREMENTS,
     SCHEMA_VERSION,
@@ -28,7 +31,6 @@ from sweeps.records import (
     GaveOut,
     RunDirectory,
     RunDirectoryError,
-    RunLock,
     measurement_table,
     publish,
 )
@@ -304,13 +306,52 @@ def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path: Path, content: st
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
 
 
-def test_a_lock_of_another_host_is_never_taken_over(tmp_path: Path) -> None:
+def test_a_lock_of_another_host_is_not_taken_over_while_it_is_touched(tmp_path: Path) -> None:
+    """By a holder whose clock is a year behind."""
+    lock, ended = tmp_path / "lock.json", threading.Event()
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+
+    def touch() -> None:
+        moment = time.time() - 365 * 86_400
+        while not ended.wait(0.05):
+            moment += 0.05
+            os.utime(lock, (moment, moment))
+
+    holder = threading.Thread(target=touch)
+    holder.start()
+    try:
+        for _ in range(2):
+            with pytest.raises(
+                RunDirectoryError, match=r"in use by process 1 on elsewhere; wait for it, or delete .*lock\.json"
+            ):
+                RunLock(tmp_path).__enter__()
+    finally:
+        ended.set()
+        holder.join()
+
+
+def test_a_lock_that_another_host_left_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine was preempted, say: nobody touches the lock. Neither clock matters: the wall clock jumps here."""
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(time, "time", iter(range(10**9, 0, -86_400)).__next__)
     (tmp_path / "lock.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    for _ in range(2):
-        with pytest.raises(
-            RunDirectoryError, match=r"in use by process 1 on elsewhere; wait for it, or delete .*lock\.json"
-        ):
-            RunLock(tmp_path).__enter__()
+    said: list[str] = []
+    started = time.monotonic()
+    with RunLock(tmp_path, said.append):
+        assert time.monotonic() - started >= 0.5
+        assert json.loads((tmp_path / "lock.json").read_text())["host"] == socket.gethostname()
+    assert len(said) == 1
+    assert "was left locked by elsewhere" in said[0]
+
+
+def test_a_holder_touches_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
+    with RunLock(tmp_path):
+        before = (tmp_path / "lock.json").stat().st_mtime_ns
+        deadline = time.monotonic() + 5
+        while (tmp_path / "lock.json").stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
@@ -327,9 +368,9 @@ def contenders(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     # The module's source without its imports of pandas and pyarrow, which take seconds to load.
     source = lock.read_text()
     code = (
-        "from __future__ import annotations\nimport fcntl, json, os, socket, sys\nfrom pathlib import Path\n"
-        "from typing import Any\nclass RunDirectoryError(RuntimeError): pass\n"
-        "def _reason(error): return str(error)\n"
+        "from __future__ import annotations\nimport contextlib, fcntl, json, os, socket, sys, threading, time\n"
+        "from pathlib import Path\nfrom typing import Any\nclass RunDirectoryError(RuntimeError): pass\n"
+        "def reason(error): return str(error)\nBEAT_SECONDS, STALE_SECONDS = 10, 90\n"
         + source[source.index("class RunLock:") :]
         + "\nsys.stdin.readline()\ntry:\n    with RunLock(Path(sys.argv[1])):\n"
         "        print('held', flush=True); sys.stdin.readline()\n"

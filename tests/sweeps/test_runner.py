@@ -40,9 +40,12 @@ def planned(config: Config, subject: Subject) -> Plan:
 
 def runner(config: Config, subject: Subject, directory: RunDirectory) -> Runner:
     spec = RunnerSpec(
-        subject=subject_spec(config), steps=config.sweep.steps, seed=config.sweep.seed, rows=config.run.rows, threads=0,
-        run_dir=str(directory.path), metric=config.stats.metric,
-    )  # fmt: skip
+        subject=subject_spec(config),
+        rows=config.run.rows,
+        threads=0,
+        run_dir=str(directory.path),
+        metric=config.stats.metric,
+    )
     return Runner(spec, subject)
 
 

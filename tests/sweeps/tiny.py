@@ -15,7 +15,8 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sweeps.config import Config, config_folder, register, typed
+from sweeps.composition import config_folder, register, typed
+from sweeps.config import Config
 from sweeps.records import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,56 @@
+"""A worker on Ray: a runner that fetches what its machine lacks, sends back its records, and drains when told to."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sweeps.drain import Drain
+from sweeps.leases import Lease
+from sweeps.records import RunDirectory
+from sweeps.run import LeaseOutcome, Runner, RunnerSpec
+from sweeps.travel import Luggage, fetch, moved, take_files
+
+
+class RemoteRunner:
+    """As :class:`Runner`, anywhere; ``luggage`` is None on the driver's own machine."""
+
+    def __init__(self, spec: RunnerSpec, luggage: Luggage | None = None) -> None:
+        self._drain = Drain()
+        self._away: Path | None = None
+        if luggage is not None:
+            spec = replace(spec, subject=moved(spec.subject, _unpacked(luggage)))
+            if not luggage.shares(spec.run_dir):
+                self._away = Path(tempfile.mkdtemp(prefix="circuit-sweep-"))
+                own = RunDirectory(self._away)
+                own.create(own.records, own.samples)
+                spec = replace(spec, run_dir=str(self._away))
+        self._runner = Runner(spec)
+
+    def ping(self) -> str:
+        """That this worker is up, and on which node."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    def run(self, lease: Lease) -> LeaseOutcome:
+        """As :meth:`Runner.run`; the files of a lease come back with it where the run directory is not shared.
+
+        Raises:
+            Draining: SIGTERM was received.
+        """
+        with self._drain:
+            outcome = self._runner.run(lease)
+            return outcome if self._away is None else replace(outcome, files=take_files(self._away))
+
+
+def _unpacked(luggage: Luggage) -> dict[str, str]:
+    """Where the luggage lies here, by its path on the driver's machine."""
+    import ray
+
+    def read(path: str, place: Any) -> Any:
+        return ray.get(luggage.server.read.remote(path, place))
+
+    return {item.path: fetch(item, read) for item in luggage.items}

@@ -1,0 +1,143 @@
+"""A sweep on a cluster of two nodes with machines of their own: nothing of the driver's is where the workers are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from sweeps import clusters, schedule, travel
+from sweeps.config import ClusterConfig, Config
+from sweeps.driver import execute
+from sweeps.progress import SweepProgress
+from sweeps.records import RunDirectory
+from sweeps.run import RunnerSpec
+from tests.sweeps.tiny import assert_same_effects, composed, only_run
+
+pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
+
+Configure = Callable[..., Config]
+PATIENCE = 120.0
+GRID = ("stats=sequential", "stats.first=4", "stats.batch=2")
+TOKEN = "a-secret-of-this-test-and-of-nobody-else"
+
+
+@pytest.fixture(scope="module")
+def inline(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    root = tmp_path_factory.mktemp("inline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sweeps.driver.write_report", lambda path: path)
+        assert execute(composed(*settings, f"run.root={root}", *GRID)) == 0
+    return only_run(root)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def nodes(cache: Path) -> Iterator[Any]:
+    """A head without a place for workers, that asks for a token; nodes are added to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        import ray._raylet
+        from ray.cluster_utils import Cluster
+
+        raylet: Any = ray._raylet  # Ray reads its secret once; an earlier test may have made it find another
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        yield cluster
+        cluster.shutdown()
+
+
+def raylet_of(node: Any) -> psutil.Process:
+    (info,) = node.all_processes["raylet"]
+    return psutil.Process(info.process.pid)
+
+
+def workers_of(node: Any) -> list[psutil.Process]:
+    children = raylet_of(node).children(recursive=True)
+    return [p for p in children if any("RemoteRunner" in part for part in p.cmdline())]
+
+
+def elsewhere(cluster: ClusterConfig, spec: RunnerSpec) -> travel.Luggage | None:
+    """As workers on other machines would find it: other files under the same paths, and another run directory."""
+    luggage = clusters.packed(cluster, spec)
+    assert luggage is not None
+    items = tuple(replace(item, digest=item.digest[::-1]) for item in luggage.items)
+    return replace(luggage, items=items, lock='{"host": "elsewhere", "pid": 1}')
+
+
+def test_a_node_comes_late_another_dies_and_nothing_is_shared(
+    configure: Configure,
+    inline: RunDirectory,
+    nodes: Any,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = nodes.add_node(num_cpus=1)
+    late: list[Any] = []
+    left: list[int] = []
+    add = SweepProgress.add
+
+    def disturb(self: SweepProgress, gains: dict[str, np.ndarray], done: int, failed: int, rows: int) -> None:
+        """One node works; another joins, where the worker that waited starts, and then the first one dies."""
+        add(self, gains, done, failed, rows)
+        if late:
+            return
+        late.append(nodes.add_node(num_cpus=1))
+        deadline = time.monotonic() + PATIENCE
+        while not workers_of(late[0]):
+            assert time.monotonic() < deadline, "no worker started on the late node"
+            time.sleep(0.1)
+        left.append(40 - done)
+        os.kill(raylet_of(first).pid, signal.SIGKILL)
+
+    monkeypatch.setattr(SweepProgress, "add", disturb)
+    monkeypatch.setattr(schedule, "packed", elsewhere)
+    config = configure(*GRID, "cluster=ray", f"cluster.address={nodes.address}", "cluster.workers=2")
+    config = replace(config, cluster=replace(config.cluster, lease_seconds=0.02))
+    assert execute(config) == 0
+    assert left[0] > 10, "most of it was done by the late node"
+    found = only_run(tmp_path / "runs")
+    assert found.recorded() == inline.recorded()
+    assert not found.failures.exists()
+    assert_same_effects(found, inline)
+    assert len(list(found.samples.glob("*.png"))) == len(list(inline.samples.glob("*.png"))) > 0
+    cached = sorted(path.name for path in (cache / "circuit-sweep").iterdir() if path.is_dir())
+    assert len(cached) == 2, "model and pictures came once, though three workers loaded them"
+
+
+def test_clients_without_the_token_are_refused(nodes: Any, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    code = f"import ray; ray.init(address={nodes.address!r}, log_to_driver=False); print(ray.cluster_resources())"
+    clients = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment | {"HOME": str(tmp_path)} | given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for given in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-wrong-token"})
+    ]
+    for client in clients:
+        out, error = client.communicate(timeout=120)
+        assert client.returncode != 0
+        assert "node:" not in out
+        assert "uthentic" in error

@@ -1,0 +1,257 @@
+"""What must not happen, tried: see SECURITY.md. (A pickled checkpoint is tried in test_command_line.py, markup in the
+report in tests/report, clients without a token in test_ray_nodes.py.)"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+import launch
+from sweeps.composition import schema_keys
+from sweeps.plan import Trial, make_plan
+from sweeps.progress import SweepProgress
+from sweeps.records import RunDirectory
+from sweeps.travel import FileServer, Item, Luggage, all_pieces, deliver, fetch
+from tests.sweeps.fake_subject import fake_subject
+from tests.sweeps.tiny import composed, only_run
+from tests.sweeps.tiny import launch as launch_process
+
+WORDS = ("sweep", "images", "modes", "model", "path", "hydra", "run", "name", "cluster", "stats", "${oc.env:HOME}")
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    launch.register()
+
+
+# Configurations
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+model._target_=os.system",
+        "+sweep._target_=builtins.exec",
+        "sweep.windows={_target_: os.system, command: touch x}",
+        "+_target_=os.system",
+    ],
+)
+def test_a_target_is_an_unknown_key(override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    problem = launch._problem([override])
+    assert problem is not None
+    assert "unknown key" in problem
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.name=${oc.env:A_SECRET}",
+        "tracker.project=${oc.env:A_SECRET,none}",
+        "sweep.modes=['${oc.env:A_SECRET}']",
+        "data.sets=[{name:'${oc.env:A_SECRET}',source:lfw_faces}]",
+        "run.name=x${oc.decode:'${oc.env:A_SECRET}'}",
+        "sweep.name=${ oc.env:A_SECRET}",
+    ],
+)
+def test_settings_cannot_read_the_environment(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "tell-nobody")
+    problem = launch._problem([override])
+    assert problem is not None
+    assert "tell-nobody" not in problem
+    assert "\n" not in problem
+
+
+def test_settings_may_refer_to_one_another() -> None:
+    assert composed("sweep.seed=7", "sweep.images=${sweep.seed}").sweep.images == 7
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b", "blocks.0.attn1/../x"])
+def test_sites_are_names_of_the_model_and_never_paths(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^sweep\.layers: the model has no layer "):
+        make_plan(composed(f"sweep.layers=['{name}']"), fake_subject())
+
+
+# Names on the terminal
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]alert[/red]", "[link=file:///etc]x[/link]", "\x1b[2Jx"])
+def test_markup_in_names_is_printed_as_it_is(name: str) -> None:
+    trial = SimpleNamespace(trial_id="t", head=0, phase="grid", label=f"layer 0 head 0, zero, t 9-0, {name}")
+    console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
+    with SweepProgress({"t": cast(Trial, trial)}, 0, console) as progress:
+        progress.add({"t": np.array([0.1])}, 1, 0, 1)
+        console.print(progress._top())
+    shown = console.export_text()
+    assert name.replace("\x1b", "") in shown.replace("\x1b", "")
+
+
+# What comes from workers, and what goes to them
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.parquet", "records/../../x.parquet", "/etc/passwd", "config.yaml", "records/a/b-c.parquet", "samples/x.sh"],
+)
+def test_a_worker_cannot_write_anywhere_but_records_and_samples(name: str, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(directory.records, directory.samples)
+    with pytest.raises(ValueError, match="no record and no sample"):
+        deliver({name: b"x"}, directory.path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    deliver({"records/0a-1b.parquet": b"x", "samples/0a.png": b"y"}, directory.path)
+    assert (directory.records / "0a-1b.parquet").read_bytes() == b"x"
+
+
+def test_files_travel_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with an empty file, one of several pieces and one below; and a single file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sweeps.travel.PIECE_BYTES", 1000)
+    there = tmp_path / "there" / "model"
+    (there / "part").mkdir(parents=True)
+    contents = {"empty": b"", "large": secrets.token_bytes(3500), "part/small": b"abc"}
+    for name, content in contents.items():
+        (there / name).write_bytes(content)
+    calls: list[Any] = []
+
+    def read(path: str, place: Any) -> Any:
+        calls.append(place)
+        return server.read(str(moved), place)
+
+    item, single, server = Item.of(str(there)), Item.of(str(there / "large")), FileServer()
+    assert fetch(item, read) == str(there), "nothing travels where the file is"
+    moved = tmp_path / "driver" / "model"
+    moved.parent.mkdir()
+    there.rename(moved)
+    here = Path(fetch(item, read))
+    assert {name: (here / name).read_bytes() for name in contents} == contents
+    assert len(calls) >= 4
+    once = len(calls)
+    assert fetch(item, read) == str(here)
+    assert len(calls) == once, "the second worker of a machine finds it"
+    moved = moved / "large"
+    assert Path(fetch(single, read)).read_bytes() == contents["large"]
+
+
+def test_a_driver_outside_of_the_cluster_sends_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sweeps.travel.PIECE_BYTES", 10)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(bytes(range(25)))
+    item, server = Item.of(str(model)), FileServer()
+    assert not server.keeps(item)
+    for pieces in all_pieces(item.path, FileServer().read):
+        server.receive(item, pieces)
+    assert not FileServer().keeps(item), "not yet whole"
+    server.keep(item)
+    (model / "weights").unlink()
+    content = b"".join(piece.content for pieces in all_pieces(item.path, server.read) for piece in pieces)
+    assert content == bytes(range(25))
+    assert FileServer().keeps(item), "the next sweep finds it"
+
+
+def test_a_run_directory_is_shared_if_its_lock_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").write_text('{"host": "a", "pid": 1}')
+    assert Luggage((), None, '{"host": "a", "pid": 1}').shares(str(tmp_path))
+    assert not Luggage((), None, '{"host": "b", "pid": 1}').shares(str(tmp_path))
+    assert not Luggage((), None, '{"host": "a", "pid": 1}').shares(str(tmp_path / "nowhere"))
+
+
+# Secrets
+
+
+@pytest.mark.run
+def test_no_secret_of_the_environment_is_in_any_file_or_line(settings: list[str], tmp_path: Path) -> None:
+    """A whole sweep with logins in its environment: keys of W&B, of the hub, of Ray and of a cloud."""
+    tokens = {
+        name: secrets.token_hex(20)
+        for name in ("WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD")
+    }
+    chosen = [o for o in settings if not o.startswith("tracker=")]
+    ended = launch_process(
+        *chosen, "sweep.windows=1", f"run.root={tmp_path / 'runs'}", "tracker=wandb", cwd=tmp_path, timeout=180,
+        HOME=str(tmp_path / "home"), **tokens,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    directory = only_run(tmp_path / "runs")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"config.yaml", "run.json", "index.html", "tracking.jsonl"} <= names
+    assert any(name.endswith(".wandb") for name in names)
+    for name, token in tokens.items():
+        assert token not in ended.stdout + ended.stderr, name
+        assert [str(path) for path in files if token.encode() in path.read_bytes()] == [], name
+    assert "api_key" not in (directory.path / "config.yaml").read_text().lower()
+    assert set(yaml.safe_load(directory.config.read_text())) <= set(schema_keys())
+    assert "environ" not in json.loads(directory.run.read_text())
+
+
+# Command lines at random
+
+
+def wrong_lines() -> st.SearchStrategy[list[str]]:
+    """Overrides of real and invented keys with values of every kind; the last one is always wrong."""
+    keys = st.one_of(
+        st.sampled_from(schema_keys()),
+        st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(".".join),
+        st.text("abcxyz._/\\+~@${}[]'\"=:, \t", max_size=12),
+    )
+    values = st.one_of(
+        st.integers().map(str),
+        st.floats().map(str),
+        st.text(max_size=12).filter(lambda text: "\x00" not in text),
+        st.sampled_from(["null", "[]", "{}", "???", "${nowhere}", "${oc.env:HOME}", "../x", "[[", "a=b", "1e999", "'"]),
+    )
+    prefix = st.sampled_from(["", "", "", "+", "++", "~"])
+    lines = st.lists(st.tuples(prefix, keys, values).map(lambda t: f"{t[0]}{t[1]}={t[2]}"), max_size=2)
+    wrong = st.sampled_from(
+        ["sweep.imags=3", "sweep=x", "mode=rn", "stats.alpha=7", "+a.b=1", "run.name=../x", "sweep.images=z", "zz", "="]
+    )
+    return st.tuples(lines, wrong).map(lambda pair: [*pair[0], pair[1]])
+
+
+def assert_refused_in_one_line(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """``main`` as a shell calls it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["launch.py", "--", *overrides])
+        with pytest.raises(SystemExit) as ended:
+            launch.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2, overrides
+    assert said.err.startswith("error: "), said.err
+    assert said.err.count("\n") == 1, said.err
+    assert said.out == ""
+
+
+Refused = Callable[[list[str], pytest.CaptureFixture[str]], None]
+_ANY_FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=_ANY_FIXTURE)
+@given(wrong_lines())
+def test_bad_command_lines_get_exit_code_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], overrides: list[str]
+) -> None:
+    assert_refused_in_one_line(overrides, capsys)
+
+
+@pytest.mark.soak
+@settings(max_examples=1000, deadline=None, suppress_health_check=_ANY_FIXTURE)
+@given(wrong_lines())
+def test_a_thousand_bad_command_lines(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> None:
+    assert_refused_in_one_line(overrides, capsys)
