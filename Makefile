@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: sweep test lint types unit train clean install
+.PHONY: sweep test lint types unit soak train bench clean install
 
 sweep: $(STAMP)
 	$(BIN)/python launch.py sweep=full_ablation $(ARGS)
@@ -22,8 +22,17 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest $(ARGS)
 
+# Half an hour of random faults on real sweeps; SOAK_SECONDS and SOAK_SEED change how long and which.
+soak: $(STAMP)
+	$(BIN)/pytest -m soak -s tests/sweeps/test_soak.py $(ARGS)
+
 train: $(STAMP)
 	$(BIN)/python launch.py mode=train model=tiny_faces $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.work --json
+	$(BIN)/python -m benchmarks.speed --json
+	$(BIN)/python -m benchmarks.statistics --json
 
 install: $(STAMP)
 
