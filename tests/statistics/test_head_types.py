@@ -62,11 +62,15 @@ def test_bad_input_is_refused(rng: np.random.Generator) -> None:
 @pytest.mark.calibration
 def test_identical_heads_get_no_types(rng: np.random.Generator, band) -> None:
     """Heads that differ in nothing, on images that differ: any label at all is a false one."""
-    labelled = 0
-    for _ in range(300):
+    labelled = separated = 0
+    for _ in range(2000):
         features = rng.standard_normal((1, 64, 2)) + rng.standard_normal((24, 64, 2))
-        labelled += (assign_types(features, HALF, 3, rng, draws=99).type != UNASSIGNED).any()
-    assert labelled / 300 <= band(300, 0.05)[1]
+        found = assign_types(features, HALF, 3, rng, draws=19)
+        labelled += (found.type != UNASSIGNED).any()
+        separated += found.p_separation <= 0.05
+    low, high = band(2000, 0.05)
+    assert low <= separated / 2000 <= high, "the test of separation is exact"
+    assert labelled / 2000 <= 0.05, "and a label needs more than that: 2.9% are expected"
 
 
 @pytest.mark.calibration

@@ -97,6 +97,7 @@ def test_clocks_that_jump(
     assert 0 <= found.read_run()["seconds"] < 600
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="files of another process can be limited on Linux only")
 def test_a_disk_that_fills_up_a_torn_part_and_a_second_driver(
     settings: list[str], undisturbed: RunDirectory, tmp_path: Path

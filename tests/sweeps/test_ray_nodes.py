@@ -123,6 +123,7 @@ def test_a_node_comes_late_another_dies_and_nothing_is_shared(
     assert len(cached) == 2, "model and pictures came once, though three workers loaded them"
 
 
+@pytest.mark.soak
 def test_clients_without_the_token_are_refused(nodes: Any, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     code = f"import ray; ray.init(address={nodes.address!r}, log_to_driver=False); print(ray.cluster_resources())"
