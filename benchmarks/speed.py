@@ -34,6 +34,7 @@ from circuits.engine import Engine, Window
 from circuits.row_count import FEWEST, forward_seconds
 from circuits.rows import Variants, intervened
 from circuits.sampling import Seeds
+from circuits.sites import all_heads
 
 WINDOWS = 5
 EVERYTHING = Window(999, 0)
@@ -124,7 +125,7 @@ def figures(images: int, samples: int, repetitions: int) -> dict[str, Any]:
     denoiser = small_dit()
     engine = build_engine(denoiser, max(images, samples), rows=0)
     layers = list(engine.layers.values())
-    heads = [(layer, head) for layer in layers for head in range(layer.heads)]
+    heads = all_heads(layers)
     targets = {"loop": rivals.by_hook(denoiser), "nnsight": rivals.by_nnsight(denoiser)}
     noised = engine._denoising._noised(engine.data[DATA_SET], engine.timesteps, range(images))
     labels = engine.data[DATA_SET].labels(images)

@@ -13,7 +13,7 @@ from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Engine, Window
 from circuits.interventions import Intervention, Mode, Site
 from circuits.shipped import SHIPPED
-from circuits.sites import AttentionLayer, find_sites
+from circuits.sites import AttentionLayer, all_heads, find_sites
 
 STEPS = 10
 
@@ -71,7 +71,7 @@ def build_engine(denoiser: Denoiser, images: int, rows: int) -> Engine:
 
 def zeroed_heads(layers: Sequence[AttentionLayer]) -> list[Intervention]:
     """Every head set to zero, one at a time."""
-    return [Intervention(Mode.zero, (Site(layer.name, head),)) for layer in layers for head in range(layer.heads)]
+    return [Intervention(Mode.zero, (Site(layer.name, head),)) for layer, head in all_heads(layers)]
 
 
 def windows_of(engine: Engine, count: int) -> list[Window]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from circuits.complexity import SHARE, faithful_sizes, ranked_circuits
 from circuits.engine import Engine, Window
 from circuits.interventions import Intervention, Mode, Site
+from circuits.sites import all_heads
 
 SIZES = 64
 """Circuits measured, at most, beside that of no head; of more heads than these, evenly spaced sizes."""
@@ -55,7 +56,7 @@ def nested_circuits(
         raise ValueError(f"data set {dataset!r}: expected at least 4 images to rank heads and measure circuits, "
                          f"got {images}")  # fmt: skip
     window = Window(engine.denoiser.train_timesteps - 1, 0)
-    sites = [Site(layer.name, head) for layer in engine.layers.values() for head in range(layer.heads)]
+    sites = [Site(layer.name, head) for layer, head in all_heads(engine.layers.values())]
     ranking = images // 2
     alone = engine.denoise(dataset, window, [Intervention(mode, (site,)) for site in sites], ranking)[metric]
     order = ranked_circuits((alone.ablated - alone.baseline).double().numpy())

@@ -41,7 +41,7 @@ from circuits.probes import (
     synthetic_part_masks,
     token_features,
 )
-from circuits.sites import AttentionLayer, find_sites
+from circuits.sites import AttentionLayer, all_heads, find_sites
 from circuits.token_grids import TokenGrid
 
 IMAGE_PROBES = ("self_share", "local_share", "distance", "symmetry")
@@ -94,7 +94,7 @@ class HeadProfiles:
     @property
     def heads(self) -> tuple[tuple[AttentionLayer, int], ...]:
         """Layer and head of each row of ``values``."""
-        return tuple((layer, head) for layer in self.layers for head in range(layer.heads))
+        return all_heads(self.layers)
 
     def per_image(self, dataset: str, measure: str) -> Float[np.ndarray, "images timesteps"]:
         """Mean over heads, per image: what data sets are compared by (``statistics.divergence_band``)."""

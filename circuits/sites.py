@@ -9,7 +9,7 @@ off what the attention kernels do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,6 +83,11 @@ class _Found:
     layer: AttentionLayer
     start: int
     queries: int
+
+
+def all_heads(layers: Iterable[AttentionLayer]) -> tuple[tuple[AttentionLayer, int], ...]:
+    """Layer and head of every head, numbered through layer by layer."""
+    return tuple((layer, head) for layer in layers for head in range(layer.heads))
 
 
 def find_sites(denoiser: Denoiser) -> tuple[AttentionLayer, ...]:

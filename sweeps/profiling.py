@@ -24,10 +24,11 @@ from circuits.attention_types import TYPES, AssignedTypes
 from circuits.circuit_sizes import nested_circuits
 from circuits.complexity import head_complexity
 from circuits.engine import Engine
-from circuits.head_maps import Head, head_maps
+from circuits.head_maps import head_maps
 from circuits.interventions import Mode
 from circuits.probes import synthetic_part_masks
 from circuits.profiles import profile_heads
+from circuits.sites import all_heads
 from sweeps.config import Config, ConfigError
 from sweeps.head_sets import type_trials, types_of
 from sweeps.map_table import map_table
@@ -84,7 +85,7 @@ def run_profiles(
     waiting = list(blocks.waiting())
     if waiting:
         started = time.monotonic()
-        say(console, f"Profiling {len(plan_heads(subject))} heads: {len(waiting)} blocks of images to look at")
+        say(console, f"Profiling {len(all_heads(subject.layers))} heads: {len(waiting)} blocks of images to look at")
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("profiling", total=len(waiting))
             for name, measure in waiting:
@@ -123,7 +124,7 @@ def with_types(config: Config, subject: Subject, plan: Plan, store: ProfileStore
 
 def profile_rows(config: Config, subject: Subject) -> int:
     """Rows (one image through the network once) of profiles, circuits, and the sets of all types, at most."""
-    profile, steps, heads = config.sweep.profile, config.sweep.steps, len(plan_heads(subject))
+    profile, steps, heads = config.sweep.profile, config.sweep.steps, len(all_heads(subject.layers))
     rows = 0
     for data in subject.data.values() if profile.images else ():
         most = len(data.measured)
@@ -195,7 +196,7 @@ class Blocks:
 
 def maps(config: Config, subject: Subject, types: Mapping[str, AssignedTypes]) -> pd.DataFrame:
     """The attention of some heads on the first image of every data set, early to late."""
-    heads = plan_heads(subject)
+    heads = all_heads(subject.layers)
     timesteps = subject.denoiser.timesteps(config.sweep.steps)
     chosen = [timesteps[i] for i in np.unique(np.linspace(0, len(timesteps) - 1, MAP_TIMESTEPS).round().astype(int))]
     tables = []
@@ -215,11 +216,6 @@ def heads_to_show(types: AssignedTypes, count: int) -> list[int]:
     order = sorted(range(len(TYPES)), key=lambda code: not (types.type == code).any())
     ranked = [int(best[place, code]) for place in range(len(types.type)) for code in order]
     return sorted(list(dict.fromkeys(ranked))[:count])
-
-
-def plan_heads(subject: Subject) -> list[Head]:
-    """Layer and head, numbered through."""
-    return [(layer, head) for layer in subject.layers for head in range(layer.heads)]
 
 
 @contextmanager

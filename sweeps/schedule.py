@@ -245,10 +245,7 @@ class Pool:
 
     def _lost(self, worker: _Worker, lease: Lease, error: Exception) -> Iterator[tuple[Lease, LeaseOutcome]]:
         """The worker died or could not be reached: quarantine it, and hand the lease out again."""
-        if not worker.up:  # it waited behind the lease that was lost
-            self._leases.give_back(lease)
-            return
-        if worker.leaving:
+        if not worker.up or worker.leaving:  # the lease waited behind the one that was lost, or the worker was to go
             self._leases.give_back(lease)
             return
         worker.ping = worker.handle.ping.remote()

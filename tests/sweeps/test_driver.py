@@ -36,6 +36,7 @@ from tests.sweeps.tiny import (
     assert_same_effects,
     duplicated_trials,
     only_run,
+    run_whole,
 )
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
@@ -47,13 +48,7 @@ TRIALS = 40
 @pytest.fixture(scope="module")
 def reference(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """The tiny sweep, undisturbed."""
-    from tests.sweeps.tiny import composed
-
-    root = tmp_path_factory.mktemp("reference")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(composed(*settings, f"run.root={root}")) == 0
-    return only_run(root)
+    return run_whole(tmp_path_factory.mktemp("reference"), *settings)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from sweeps.driver import execute
 from sweeps.records import RunDirectory
 from tests.sweeps.faulty import FAULTS, FOLDER, FaultyRunner
 from tests.sweeps.test_resume import started, until_parts
-from tests.sweeps.tiny import assert_same_effects, command, composed, duplicated_trials, launch, only_run
+from tests.sweeps.tiny import assert_same_effects, command, duplicated_trials, launch, only_run, run_whole
 
 pytestmark = pytest.mark.run
 
@@ -32,11 +32,7 @@ PATIENCE = 180.0
 
 @pytest.fixture(scope="module")
 def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    root = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(composed(*settings, f"run.root={root}")) == 0
-    return only_run(root)
+    return run_whole(tmp_path_factory.mktemp("undisturbed"), *settings)
 
 
 def assert_undisturbed(found: RunDirectory, undisturbed: RunDirectory) -> None:

@@ -40,7 +40,7 @@ from sweeps.run import SubjectSpec
 from sweeps.tracking import contents as tracked
 from sweeps.tracking.summary import summary_run
 from tests.circuits.planted_heads import NOISE, PLANTED, planted_denoiser
-from tests.sweeps.tiny import COMPARISON_COLUMNS, composed, duplicated_trials, only_run
+from tests.sweeps.tiny import COMPARISON_COLUMNS, composed, duplicated_trials, run_whole
 
 pytestmark = pytest.mark.run
 
@@ -56,10 +56,7 @@ def run(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A tiny sweep with profiles, run whole; not to be changed."""
     root = tmp_path_factory.mktemp("profiled")
     config = composed(*settings, *PROFILE, f"run.root={root}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(config) == 0
-    return config, only_run(root)
+    return config, run_whole(root, *settings, *PROFILE)
 
 
 def test_heads_have_the_columns_that_other_tools_rely_on(run: tuple[Config, RunDirectory], subject: Subject) -> None:

@@ -22,7 +22,7 @@ from sweeps.driver import execute
 from sweeps.progress import SweepProgress
 from sweeps.records import RunDirectory
 from sweeps.run import RunnerSpec
-from tests.sweeps.tiny import assert_same_effects, composed, only_run
+from tests.sweeps.tiny import assert_same_effects, only_run, run_whole
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
 
@@ -34,11 +34,7 @@ TOKEN = "a-secret-of-this-test-and-of-nobody-else"
 
 @pytest.fixture(scope="module")
 def inline(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    root = tmp_path_factory.mktemp("inline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(composed(*settings, f"run.root={root}", *GRID)) == 0
-    return only_run(root)
+    return run_whole(tmp_path_factory.mktemp("inline"), *settings, *GRID)
 
 
 @pytest.fixture(scope="module")

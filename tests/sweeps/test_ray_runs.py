@@ -16,7 +16,7 @@ from sweeps.config import Config
 from sweeps.driver import execute
 from sweeps.progress import SweepProgress
 from sweeps.records import RunDirectory
-from tests.sweeps.tiny import assert_same_effects, composed, duplicated_trials, only_run
+from tests.sweeps.tiny import assert_same_effects, duplicated_trials, only_run, run_whole
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
 
@@ -27,11 +27,7 @@ GRID = ("sweep.modes=[zero,mean,resample]", "stats=sequential", "stats.first=4",
 
 @pytest.fixture(scope="module")
 def inline(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    root = tmp_path_factory.mktemp("inline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(composed(*settings, f"run.root={root}", *GRID)) == 0
-    return only_run(root)
+    return run_whole(tmp_path_factory.mktemp("inline"), *settings, *GRID)
 
 
 def workers() -> list[psutil.Process]:

@@ -21,10 +21,10 @@ from tests.sweeps.tiny import (
     ROOT,
     assert_same_effects,
     command,
-    composed,
     duplicated_trials,
     environment,
     only_run,
+    run_whole,
 )
 
 pytestmark = pytest.mark.run
@@ -37,11 +37,7 @@ PATIENCE = 180.0
 
 @pytest.fixture(scope="module")
 def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    root = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sweeps.driver.write_report", lambda path: path)
-        assert execute(composed(*settings, f"run.root={root}", MODES)) == 0
-    return only_run(root)
+    return run_whole(tmp_path_factory.mktemp("undisturbed"), *settings, MODES)
 
 
 def started(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:

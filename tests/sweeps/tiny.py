@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,7 @@ from PIL import Image
 
 from sweeps.composition import config_folder, register, typed
 from sweeps.config import Config
+from sweeps.driver import execute
 from sweeps.records import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +99,14 @@ def launch(*overrides: str, cwd: Path, timeout: float = 120, **extra: str) -> su
     return subprocess.run(
         command(*overrides), cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout
     )
+
+
+def run_whole(root: Path, *overrides: str) -> RunDirectory:
+    """A sweep run in this process, undisturbed and without its report; for fixtures wider than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sweeps.driver.write_report", lambda path: path)
+        assert execute(composed(*overrides, f"run.root={root}")) == 0
+    return only_run(root)
 
 
 def only_run(root: Path) -> RunDirectory:
