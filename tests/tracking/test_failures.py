@@ -1,0 +1,120 @@
+"""What a failure of wandb costs: nothing but the log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from typing import Any
+
+import wandb
+from wandb.sdk import wandb_setup
+
+from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
+from sweeps.tracking.settings import one_line
+from tests.tracking.runs import KEY, OFFLINE, make_run, record
+
+
+def test_wandb_that_raises_costs_nothing_but_the_log(run_dir, monkeypatch):
+    def broken(**_: Any) -> None:
+        raise wandb.errors.CommError(f"no\nnetwork {KEY}")
+
+    record(run_dir, 0, 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "init", broken)
+        outcome = track_from_records(run_dir, OFFLINE)
+    assert (outcome.logged, outcome.pending, outcome.failed) == (0, 3, 4)
+    assert outcome.errors == ("CommError: no network ...",)
+    assert "mode=track" in outcome.message
+    assert track_from_records(run_dir, OFFLINE).logged == 3
+
+
+def test_wandb_that_always_raises_is_given_up(tmp_path, monkeypatch):
+    calls = []
+
+    def broken(**arguments: Any) -> None:
+        calls.append(arguments["id"])
+        raise OSError("disk full")
+
+    run_dir = make_run(tmp_path / "many", trials=11)
+    record(run_dir, *range(11))
+    monkeypatch.setattr(wandb, "init", broken)
+    assert track_from_records(run_dir, OFFLINE).pending == 11
+    assert len(calls) == 5
+
+
+def test_wandb_that_hangs_is_left(run_dir, monkeypatch):
+    release, came_back = threading.Event(), []
+    record(run_dir, 0, 1, 2)
+
+    def hang(**_: Any) -> None:
+        release.wait()
+        came_back.append(True)
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "init", hang)
+        outcome = track_from_records(run_dir, TrackerSettings(mode="offline", init_timeout=0.2))
+    assert not came_back
+    release.set()
+    assert (outcome.logged, outcome.pending, outcome.failed) == (0, 3, 2)
+    assert "did not answer within 0.2 s" in outcome.errors[0]
+    assert track_from_records(run_dir, OFFLINE).logged == 3
+
+
+def test_a_service_that_hangs_is_replaced(run_dir):
+    """wandb waits for its service at exit, however long: this would hold the process for ever."""
+    record(run_dir, 0, 1, 2)
+    tracker = open_tracker(run_dir, TrackerSettings(mode="offline", init_timeout=60.0))
+    writer = tracker._writer  # type: ignore[attr-defined]
+    tracker.trial_done("trial000")
+    assert tracker.follow_once() == 1
+    patient, writer.target = writer.target, replace(writer.target, timeout=0.5)
+    service = wandb_setup.singleton().ensure_service()._proc._process  # type: ignore[union-attr]
+    os.kill(service.pid, signal.SIGSTOP)
+    tracker.trial_done("trial001")
+    assert tracker.follow_once() == 0
+    writer.target = patient
+    outcome = tracker.finish()
+    assert (outcome.logged, outcome.failed) == (3, 1)
+    assert service.wait(60) == -signal.SIGKILL
+
+
+PROCESS = """
+import os, sys
+before = dict(os.environ), sys.exit, sys.excepthook
+from sweeps.tracking import TrackerSettings, track_from_records
+outcome = track_from_records(sys.argv[1], TrackerSettings())
+assert (outcome.mode, outcome.logged) == ("offline", 1), outcome
+assert (dict(os.environ), sys.exit, sys.excepthook) == before
+assert not {"ray", "hydra", "omegaconf"} & set(sys.modules)
+"""
+
+
+def test_the_process_prints_nothing_ends_and_is_left_as_it_was(run_dir, tmp_path):
+    record(run_dir, 0)
+    settings = tmp_path / "home" / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nproject = from-the-home-directory\n")
+    command = [sys.executable, "-c", PROCESS, str(run_dir)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "runs"]
+
+
+def test_the_end_is_bounded(tmp_path):
+    run_dir = make_run(tmp_path / "late", trials=3)
+    record(run_dir, 0, 1, 2)
+    outcome = open_tracker(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).finish()
+    assert (outcome.logged, outcome.pending, outcome.failed) == (0, 3, 0)
+    assert "mode=track" in outcome.message
+    assert track_from_records(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).pending == 0
+
+
+def test_an_error_becomes_one_short_line():
+    text = one_line(ValueError(f"a\n  b {KEY} " + "c " * 400))
+    assert text.startswith("ValueError: a b ... c")
+    assert len(text) <= 300
