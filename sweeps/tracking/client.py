@@ -180,5 +180,7 @@ def _abandon_service() -> None:
     with suppress(Exception):
         connection = wandb_setup._singleton._connection  # type: ignore[union-attr]
         wandb_setup._singleton = None
-        connection._proc._process.kill()  # type: ignore[union-attr]
+        process = connection._proc._process  # type: ignore[union-attr]
+        process.kill()
         connection._cleanup()  # type: ignore[union-attr,misc]
+        process.wait(10)
