@@ -34,7 +34,6 @@ import pyarrow as pa
 from rich.console import Console
 
 from circuits.metrics import DENOISE_METRICS
-from sweeps.clusters import WorkerFactory, connect, disconnect
 from sweeps.config import ClusterConfig, Config, DataConfig, ModelConfig, StatsConfig, SweepConfig
 from sweeps.gains import gains
 from sweeps.leases import Lease, LeaseQueue
@@ -43,7 +42,9 @@ from sweeps.progress import SweepProgress
 from sweeps.records import RunDirectory, measurement_table
 from sweeps.rounds import Rounds, resumed_rounds
 from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec
-from sweeps.schedule import Pool
+from sweeps.schedule.clusters import connect, disconnect
+from sweeps.schedule.pool import Pool
+from sweeps.schedule.workers import WorkerFactory
 from tests.sweeps.fake_subject import data_set, fake_subject, with_data
 
 IMAGES = 64

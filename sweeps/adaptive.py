@@ -21,13 +21,13 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps import clusters
 from sweeps.candidates import Candidate, Evolution, search_plan, search_space
 from sweeps.config import Config
 from sweeps.plan import Plan, Subject, Trial
 from sweeps.records import RunDirectory
 from sweeps.run import RunnerSpec
 from sweeps.rungs import CandidateRunner, Halving, confirming_trial, known_scores, rungs, searched_trial
+from sweeps.schedule import clusters
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from sweeps import schedule
 from sweeps.adaptive import recall
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
-from sweeps.clusters import resolve_device
 from sweeps.config import Config, ConfigError, as_plain, source_specs
 from sweeps.exploration import explore
 from sweeps.follower import Follower
@@ -35,6 +34,7 @@ from sweeps.records import Failure, RunDirectory, RunDirectoryError
 from sweeps.report import write_report
 from sweeps.rounds import Rounds, resumed_rounds
 from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec, load_subject
+from sweeps.schedule.clusters import resolve_device
 from sweeps.summary import print_plan, print_search_plan, print_summary
 from sweeps.tracking import TrackerSettings, track_from_records
 from sweeps.train_mode import check_trained, train_model

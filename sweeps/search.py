@@ -15,12 +15,12 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 from rich.console import Console
 
-from sweeps import clusters
 from sweeps.adaptive import Search
 from sweeps.candidates import Candidate
 from sweeps.config import Config
 from sweeps.records import GaveOut, RunDirectory
 from sweeps.run import RunnerSpec
+from sweeps.schedule.workers import start_workers
 
 MAX_FAILURES = 3
 TRIAL_CPUS = 0.01  # of a worker's share: a Tune trial only waits for its worker
@@ -47,7 +47,7 @@ def search_on_tune(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     config = search.config
     scratch = directory.path / "tune"
-    workers = clusters.start_workers(config.cluster, spec, _worker_class(), config, spare_cpus=TRIAL_CPUS, retries=1)
+    workers = start_workers(config.cluster, spec, _worker_class(), config, spare_cpus=TRIAL_CPUS, retries=1)
     try:
         ray.get([worker.ping.options(max_task_retries=0).remote() for worker in workers])
     except ray.exceptions.RayError as error:

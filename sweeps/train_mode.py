@@ -9,9 +9,9 @@ from rich.progress import Progress
 
 from circuits.shipped import SHIPPED, TRAINABLE, train_new
 from circuits.training import TrainingProgress
-from sweeps.clusters import resolve_device
 from sweeps.config import Config, ConfigError, ModelConfig
 from sweeps.progress import say
+from sweeps.schedule.clusters import resolve_device
 
 
 def train_model(config: Config) -> int:

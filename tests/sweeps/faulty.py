@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from sweeps.leases import Lease
-from sweeps.remote import RemoteRunner
 from sweeps.run import LeaseOutcome
+from sweeps.schedule.remote import RemoteRunner
 
 FAULTS = ("hangs", "killed", "preempted", "device lost")
 FOLDER = "FAULTY_FOLDER"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sweeps import clusters
 from sweeps.config import ClusterConfig, ConfigError
 from sweeps.run import RunnerSpec, SubjectSpec
+from sweeps.schedule import clusters, workers
 
 
 def test_a_worker_cannot_have_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_a_worker_cannot_have_more_gpus_than_there_are(monkeypatch: pytest.Monke
     ],
 )
 def test_worker_count(settings: dict[str, Any], device: str, cpus: int, gpus: float, count: int) -> None:
-    assert clusters.worker_count(ClusterConfig(name="local", **settings), device, cpus, gpus) == count
+    assert workers.worker_count(ClusterConfig(name="local", **settings), device, cpus, gpus) == count
 
 
 @pytest.mark.parametrize(
@@ -40,20 +40,20 @@ def test_worker_count(settings: dict[str, Any], device: str, cpus: int, gpus: fl
 )
 def test_as_many_workers_as_a_gpu_has_memory_for_but_no_crowd(peak: int, share: float) -> None:
     """Of 1,000 bytes 900 may be filled, by four workers at most."""
-    assert clusters.gpu_share(peak, 1000) == share
+    assert workers.gpu_share(peak, 1000) == share
     auto = ClusterConfig(name="ray", gpus_per_worker="auto")
-    assert clusters.worker_count(auto, "cuda", 64, 2, clusters.gpu_share(peak, 1000)) == round(2 / share)
+    assert workers.worker_count(auto, "cuda", 64, 2, workers.gpu_share(peak, 1000)) == round(2 / share)
 
 
 @pytest.mark.parametrize(
     ("settings", "resources", "device", "wanted", "share"),
     [
-        ({}, {"CPU": 64, "GPU": 2}, "cuda", 2, clusters.Share(1, 1.0, 1)),
-        ({"device": "cpu", "cpus_per_worker": 8}, {"CPU": 64, "GPU": 2}, "cpu", 8, clusters.Share(8, 0.0, 8)),
-        ({}, {"CPU": 6}, "cpu", 6, clusters.Share(1, 0.0, 1)),
-        ({"device": "cuda", "workers": 16}, {"CPU": 4}, "cuda", 16, clusters.Share(1, 1.0, 1)),
-        ({"gpus_per_worker": 0.5, "cpus_per_worker": 2}, {"CPU": 8, "GPU": 3}, "cuda", 6, clusters.Share(2, 0.5, 2)),
-        ({"gpus_per_worker": "auto", "workers": 8}, {"CPU": 8, "GPU": 2}, "cuda", 8, clusters.Share(1, 0.25, 1)),
+        ({}, {"CPU": 64, "GPU": 2}, "cuda", 2, workers.Share(1, 1.0, 1)),
+        ({"device": "cpu", "cpus_per_worker": 8}, {"CPU": 64, "GPU": 2}, "cpu", 8, workers.Share(8, 0.0, 8)),
+        ({}, {"CPU": 6}, "cpu", 6, workers.Share(1, 0.0, 1)),
+        ({"device": "cuda", "workers": 16}, {"CPU": 4}, "cuda", 16, workers.Share(1, 1.0, 1)),
+        ({"gpus_per_worker": 0.5, "cpus_per_worker": 2}, {"CPU": 8, "GPU": 3}, "cuda", 6, workers.Share(2, 0.5, 2)),
+        ({"gpus_per_worker": "auto", "workers": 8}, {"CPU": 8, "GPU": 2}, "cuda", 8, workers.Share(1, 0.25, 1)),
     ],
     ids=["mixed", "mixed, on its CPUs", "CPUs only", "nodes that are still to come", "halves", "as many as asked for"],
 )
@@ -62,21 +62,21 @@ def test_what_a_worker_takes_of_a_cluster(
     resources: dict[str, float],
     device: str,
     wanted: int,
-    share: clusters.Share,
+    share: workers.Share,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Wherever the driver is, which has no GPU here."""
     monkeypatch.setattr("ray.cluster_resources", lambda: resources)
     nothing = SubjectSpec(model_name="", model_path="", dtype="", device="cpu", sources=(), images=0)
     spec = RunnerSpec(subject=nothing, rows=0, threads=0, run_dir="", metric="")
-    factory = clusters.WorkerFactory(ClusterConfig(name="ray", **settings), spec, object)
+    factory = workers.WorkerFactory(ClusterConfig(name="ray", **settings), spec, object)
     assert factory.wanted() == wanted
     assert factory.share == share
     assert factory.spec.subject.device == device
     assert factory.spec.threads == share.threads
     resources.update({name: 2 * amount for name, amount in resources.items()})
     assert factory.wanted() == wanted, "looked at a moment ago"
-    monkeypatch.setattr(clusters, "COUNT_EVERY", 0.0)
+    monkeypatch.setattr(workers, "COUNT_EVERY", 0.0)
     assert factory.wanted() == (wanted if "workers" in settings else 2 * wanted), "the cluster has grown"
 
 

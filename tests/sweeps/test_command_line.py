@@ -283,7 +283,7 @@ def test_a_pickled_checkpoint_is_refused(
 
 
 def test_a_named_ray_cluster_that_is_not_there(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeps import clusters
+    from sweeps.schedule import clusters
 
     # Discard's port: nobody listens there. Ray's own test clusters must not be found by "auto".
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")

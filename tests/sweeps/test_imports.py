@@ -12,7 +12,7 @@ from tests.sweeps.tiny import ROOT
 
 MODULES = sorted([*ROOT.glob("circuits/**/*.py"), *ROOT.glob("sweeps/**/*.py"), ROOT / "launch.py"])
 PLACES = {
-    "ray": ("sweeps/clusters.py", "sweeps/schedule.py", "sweeps/search.py", "sweeps/remote.py"),
+    "ray": ("sweeps/schedule/", "sweeps/search.py"),
     "wandb": ("sweeps/tracking/",),
     "hydra": ("launch.py", "sweeps/composition.py"),
     "omegaconf": ("launch.py", "sweeps/composition.py", "sweeps/config.py"),

@@ -16,12 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
-from sweeps import clusters, schedule, travel
+from sweeps import schedule, travel
 from sweeps.config import ClusterConfig, Config
 from sweeps.driver import execute
 from sweeps.progress import SweepProgress
 from sweeps.records import RunDirectory
 from sweeps.run import RunnerSpec
+from sweeps.schedule.luggage import packed
 from tests.sweeps.tiny import assert_same_effects, only_run, run_whole
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
@@ -72,7 +73,7 @@ def workers_of(node: Any) -> list[psutil.Process]:
 
 def elsewhere(cluster: ClusterConfig, spec: RunnerSpec) -> travel.Luggage | None:
     """As workers on other machines would find it: other files under the same paths, and another run directory."""
-    luggage = clusters.packed(cluster, spec)
+    luggage = packed(cluster, spec)
     assert luggage is not None
     items = tuple(replace(item, digest=item.digest[::-1]) for item in luggage.items)
     return replace(luggage, items=items, lock='{"host": "elsewhere", "pid": 1}')

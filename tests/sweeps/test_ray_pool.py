@@ -18,10 +18,11 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from sweeps import clusters, schedule
 from sweeps.config import ClusterConfig
 from sweeps.leases import LeaseQueue
 from sweeps.records import Failure, GaveOut
+from sweeps.schedule import clusters
+from sweeps.schedule.pool import Pool
 from tests.sweeps.tiny import environment
 
 pytestmark = pytest.mark.run
@@ -183,7 +184,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
         factories.append(LightFactory(str(tmp_path), workers))
         stop, found = threading.Event(), Ended(Counter(), [])
         queue = LightQueue.of(*leases)
-        pool = schedule.Pool(cast(LeaseQueue, queue), factories[-1], timeout, stop, idle)
+        pool = Pool(cast(LeaseQueue, queue), factories[-1], timeout, stop, idle)
         for _, outcome in pool.outcomes():
             found.done.update(outcome.gains)
             found.failures.extend(outcome.failures)
@@ -246,7 +247,7 @@ def test_ray_listens_on_the_loopback_only_and_its_secret_is_in_no_file() -> None
 def test_signals_are_the_drivers_own_after_ray_has_started() -> None:
     """Ray's handler would abort the process at SIGTERM; here it is as it was before, in Python and for the kernel."""
     code = (
-        "import os, signal, sys\nfrom sweeps import clusters\nfrom sweeps.config import ClusterConfig\n"
+        "import os, signal, sys\nfrom sweeps.schedule import clusters\nfrom sweeps.config import ClusterConfig\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('drains', flush=True))\n"
         "clusters.connect(ClusterConfig(name='local', workers=1))\nos.kill(os.getpid(), signal.SIGTERM)\n"
         "clusters.disconnect()"
@@ -358,7 +359,7 @@ def test_a_lease_that_hangs_is_ended(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_lost_device_restarts_the_worker(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "DEVICE_LOST", (FloatingPointError,))
+    monkeypatch.setattr("sweeps.schedule.pool.DEVICE_LOST", (FloatingPointError,))
     ended = run(("ok-0", "device-1"), ("ok-2",))
     assert ended.done == Counter(["ok-0", "device-1", "ok-2"])
     assert ended.failures == []

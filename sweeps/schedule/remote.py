@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sweeps.drain import Drain
 from sweeps.leases import Lease
 from sweeps.records import RunDirectory
 from sweeps.run import LeaseOutcome, Runner, RunnerSpec
-from sweeps.travel import Luggage, fetch, moved, take_files
+from sweeps.schedule.luggage import unpacked
+from sweeps.travel import Luggage, moved, take_files
 
 
 class RemoteRunner:
@@ -21,7 +21,7 @@ class RemoteRunner:
         self._drain = Drain()
         self._away: Path | None = None
         if luggage is not None:
-            spec = replace(spec, subject=moved(spec.subject, _unpacked(luggage)))
+            spec = replace(spec, subject=moved(spec.subject, unpacked(luggage)))
             if not luggage.shares(spec.run_dir):
                 self._away = Path(tempfile.mkdtemp(prefix="circuit-sweep-"))
                 own = RunDirectory(self._away)
@@ -44,13 +44,3 @@ class RemoteRunner:
         with self._drain:
             outcome = self._runner.run(lease)
             return outcome if self._away is None else replace(outcome, files=take_files(self._away))
-
-
-def _unpacked(luggage: Luggage) -> dict[str, str]:
-    """Where the luggage lies here, by its path on the driver's machine."""
-    import ray
-
-    def read(path: str, place: Any) -> Any:
-        return ray.get(luggage.server.read.remote(path, place))
-
-    return {item.path: fetch(item, read) for item in luggage.items}

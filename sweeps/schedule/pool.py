@@ -1,4 +1,4 @@
-"""Hand leases to workers: in this process, or to a pool of Ray actors over the ledger of records.
+"""Actors that come and go, and the leases they hold.
 
 Leases are executed at least once; a worker that dies costs its leases nothing but a second run. A lease that keeps
 killing workers is halved until the poison trial is alone, and that one is recorded as failed.
@@ -10,18 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from sweeps.clusters import WorkerFactory, connect, disconnect, packed
-from sweeps.config import ClusterConfig
 from sweeps.drain import Draining
 from sweeps.leases import Lease, LeaseQueue
-from sweeps.plan import Subject
 from sweeps.records import Failure, GaveOut
-from sweeps.remote import RemoteRunner
-from sweeps.run import DEVICE_LOST, LeaseOutcome, Runner, RunnerSpec
-from sweeps.travel import deliver
+from sweeps.run import DEVICE_LOST, LeaseOutcome
 
 IN_FLIGHT = 2
 IDLE_SECONDS = 60.0
@@ -39,47 +33,12 @@ _ASK_AGAIN_SECONDS = 0.5
 _NODE_DIED = "its node has died"  # what Ray says where the machine is to blame, and no trial
 
 
-def inline(
-    leases: LeaseQueue, spec: RunnerSpec, subject: Subject, stop: threading.Event
-) -> Iterator[tuple[Lease, LeaseOutcome]]:
-    """Run every lease in this process, with the subject that is already loaded."""
-    runner = Runner(spec, subject)
-    while not stop.is_set() and (leases or leases.refill()):
-        lease = leases.take()
-        outcome = runner.run(lease)
-        leases.observe(len(lease.trials), outcome.seconds)
-        yield lease, outcome
-
-
 class Factory(Protocol):
-    """Starts workers; see :class:`sweeps.clusters.WorkerFactory`."""
+    """Starts workers; see :class:`sweeps.schedule.workers.WorkerFactory`."""
 
     def wanted(self) -> int: ...
 
     def start(self) -> Any: ...
-
-
-def ray_pool(
-    leases: LeaseQueue,
-    spec: RunnerSpec,
-    cluster: ClusterConfig,
-    stop: threading.Event,
-    say: Callable[[str], object] = lambda _: None,
-) -> Iterator[tuple[Lease, LeaseOutcome]]:
-    """Run the leases on a pool of actors; yields outcomes as they come, in any order.
-
-    Args:
-        say: tells the user, in one line, why nothing happens.
-    """
-    connect(cluster)
-    try:
-        factory = WorkerFactory(cluster, spec, RemoteRunner, packed(cluster, spec))
-        idle = IDLE_SECONDS if cluster.name == "ray" else float("inf")
-        for lease, outcome in Pool(leases, factory, cluster.lease_timeout, stop, idle, say).outcomes():
-            deliver(outcome.files, Path(spec.run_dir))
-            yield lease, outcome
-    finally:
-        disconnect()
 
 
 @dataclass(eq=False)

@@ -1,0 +1,45 @@
+"""Files that workers on other machines lack: served by an actor beside the driver, fetched by each worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sweeps.config import ClusterConfig
+from sweeps.run import RunnerSpec
+from sweeps.schedule.clusters import CLIENT
+from sweeps.travel import FileServer, Luggage, all_pieces, fetch
+
+
+def packed(cluster: ClusterConfig, spec: RunnerSpec) -> Luggage | None:
+    """What workers on other machines may lack: the files of model and data, and the run directory."""
+    if cluster.name != "ray":
+        return None
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    luggage = Luggage.of(spec, None)
+    if not luggage.items:
+        return luggage
+    remote: Any = ray.remote(FileServer)
+    if (cluster.address or "").startswith(CLIENT):
+        # The driver is outside of the cluster, and cannot be asked: a copy of its files lies with the server.
+        server = remote.options(num_cpus=0).remote()
+        for item in luggage.items:
+            if not ray.get(server.keeps.remote(item)):
+                for pieces in all_pieces(item.path, FileServer().read):
+                    ray.get(server.receive.remote(item, pieces))
+                ray.get(server.keep.remote(item))
+        return replace(luggage, server=server)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return replace(luggage, server=remote.options(num_cpus=0, scheduling_strategy=here).remote())
+
+
+def unpacked(luggage: Luggage) -> dict[str, str]:
+    """Where the luggage lies here, by its path on the driver's machine."""
+    import ray
+
+    def read(path: str, place: Any) -> Any:
+        return ray.get(luggage.server.read.remote(path, place))
+
+    return {item.path: fetch(item, read) for item in luggage.items}
