@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from circuits.metrics import DENOISE_METRICS
+from circuits.vocabulary import DENOISE_METRICS
 from sweeps.config import ClusterConfig, Config, DataConfig, ModelConfig, StatsConfig, SweepConfig
 from sweeps.gains import gains
 from sweeps.leases import Lease, LeaseQueue

@@ -33,7 +33,8 @@ from benchmarks.subjects import shipped, small_dit
 from circuits.conditioning import draw
 from circuits.data.image_sets import ImageSet
 from circuits.data.prompts import PromptedSet
-from circuits.data.sources import DataSet, SourceSpec, load_data_set
+from circuits.data.source_spec import SourceSpec
+from circuits.data.sources import DataSet, load_data_set
 from circuits.denoisers import Denoiser
 from circuits.operations import ATTENTION_FLOPS
 from circuits.profiles import profile_heads

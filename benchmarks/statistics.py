@@ -25,9 +25,9 @@ import pandas as pd
 import pyarrow as pa
 from scipy.stats import permutation_test
 
-from circuits.metrics import DENOISE_METRICS
 from circuits.seeds import numpy_generator
 from circuits.statistics import max_t_test
+from circuits.vocabulary import DENOISE_METRICS
 from sweeps.aggregate import aggregate
 from sweeps.config import STATISTICS
 from sweeps.records import RunDirectory, measurement_table

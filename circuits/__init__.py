@@ -1,12 +1,42 @@
-"""Causal interventions on diffusion models: load a denoiser, find its heads, ablate them, measure what breaks."""
+"""Causal interventions on diffusion models: load a denoiser, find its heads, ablate them, measure what breaks.
 
-from circuits.data.sources import DataSet, SourceSpec, load_data_set
-from circuits.denoisers import Denoiser, ModelError, load_denoiser
-from circuits.engine import Engine, Paired, Window
-from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
-from circuits.measure import measure
-from circuits.profiles import HeadProfiles, profile_heads
-from circuits.sites import AttentionLayer, find_sites
+Names are loaded when they are asked for: what needs no model (a command line, say) need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from circuits.data.source_spec import SourceSpec
+    from circuits.data.sources import DataSet, load_data_set
+    from circuits.denoisers import Denoiser, ModelError, load_denoiser
+    from circuits.engine import Engine, Paired, Window
+    from circuits.interventions import ALL_HEADS, Intervention, Site
+    from circuits.measuring import measure
+    from circuits.profiles import HeadProfiles, profile_heads
+    from circuits.sites import AttentionLayer, find_sites
+    from circuits.vocabulary import Mode
+
+_HOMES = {
+    "ALL_HEADS": "interventions",
+    "AttentionLayer": "sites",
+    "DataSet": "data.sources",
+    "Denoiser": "denoisers",
+    "Engine": "engine",
+    "HeadProfiles": "profiles",
+    "Intervention": "interventions",
+    "Mode": "vocabulary",
+    "ModelError": "denoisers",
+    "Paired": "engine",
+    "Site": "interventions",
+    "SourceSpec": "data.source_spec",
+    "Window": "engine",
+    "find_sites": "sites",
+    "load_data_set": "data.sources",
+    "load_denoiser": "denoisers",
+    "measure": "measuring",
+    "profile_heads": "profiles",
+}
 
 __all__ = [
     "ALL_HEADS",
@@ -28,3 +58,15 @@ __all__ = [
     "measure",
     "profile_heads",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,9 +15,10 @@ from circuits.face_metrics import FaceMetrics
 from circuits.forwards import Forwards, Rows
 from circuits.gaussian_noise import GaussianNoise
 from circuits.interventions import Intervention, Mode
-from circuits.metrics import DENOISE_METRICS, denoise_metrics
+from circuits.metrics import denoise_metrics
 from circuits.references import MeanReferences
 from circuits.rows import Replacement, Variants, intervened
+from circuits.vocabulary import DENOISE_METRICS
 
 
 @dataclass(frozen=True)

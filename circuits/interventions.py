@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
 import torch
@@ -18,37 +17,11 @@ from jaxtyping import Bool, Float
 
 from circuits.naming import nearest
 from circuits.seeds import torch_generator
+from circuits.vocabulary import Mode
 
 Level = Literal["head", "layer", "block", "stage", "set"]
 ALL_HEADS = -1
 
-
-class Mode(StrEnum):
-    """How the activation at a site is replaced."""
-
-    zero = "zero"
-    """Zeros in place of the head's output."""
-    mean = "mean"
-    """The head's mean output over a reference set, per site, timestep, class and token."""
-    resample = "resample"
-    """The head's output for another image of the same data set at the same timestep."""
-    resample_across = "resample_across"
-    """The head's output for an image of the other data set, under that data set's class, at the same timestep."""
-    identity = "identity"
-    """(1 - strength) o + strength V: the head's attention map moved toward the identity."""
-    uniform = "uniform"
-    """The mean of V over all keys: the head's attention map moved to the uniform one."""
-    noise = "noise"
-    """Gaussian noise with the mean and the standard deviation that each entry of the head's output has over the
-    reference set, keyed as in ``mean``; fixed per image, layer and timestep."""
-    scale = "scale"
-    """The head's output times ``Intervention.factor``: more of what it says (above 1), or less."""
-    subspace = "subspace"
-    """A control: a random subspace as large as the head is removed from the layer, as much of it as the head has."""
-
-
-ABLATIONS = tuple(mode for mode in Mode if mode is not Mode.subspace)
-"""What a grid may be made of; the random subspace is what ablations are compared with."""
 
 READING_V = frozenset({Mode.identity, Mode.uniform})
 """Modes whose replacement is made of the values of the same forward."""

@@ -10,13 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from circuits.interventions import Site
 from circuits.sites import AttentionLayer
-
-GroupLevel = Literal["block", "stage"]
-GROUP_LEVELS: tuple[GroupLevel, ...] = ("block", "stage")
+from circuits.vocabulary import GroupLevel
 
 _STAGE_OF_A_U_NET = re.compile(r"(?:down|up)_blocks\.\d+|mid_block")
 _ELEMENT = re.compile(r"(?P<list>.*?[^.])\.\d+(?=\.|$)")

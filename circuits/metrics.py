@@ -97,14 +97,6 @@ X0_METRICS: dict[str, Callable[[Images, Images], PerImage]] = {
 }
 """Errors of the one-step clean image, which is clamped to the range of images first, as samplers do."""
 
-DENOISE_METRICS = ("noise_mse", "x0_mse", *X0_METRICS)
-
-SAMPLE_METRICS = ("edge_energy", "high_frequency_energy", "contrast")
-"""Properties of a generated image that the unablated image of the same seed has too."""
-
-SAMPLE_DISTANCES = ("sample_mse", "sample_structure")
-"""Distances to the unablated image of the same seed: zero for the baseline, so never tested against zero."""
-
 
 def denoise_metrics(noise_error: Images, x0_predicted: Images, x0: Images) -> dict[str, PerImage]:
     """Every metric of the ``denoise`` protocol."""

@@ -13,7 +13,8 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DMo
 
 from circuits.data.lfw_faces import lfw_faces
 from circuits.data.synthetic_faces import synthetic_faces
-from circuits.training import TrainingProgress, TrainingSettings, train
+from circuits.training import TrainingProgress, train
+from circuits.training_settings import TrainingSettings
 
 ASSETS = Path(__file__).parent / "assets"
 IMAGE_SIZE = 32

@@ -23,45 +23,9 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 
 from circuits.seeds import torch_generator
+from circuits.training_settings import TrainingSettings
 
 Images = Float[torch.Tensor, "n c h w"]
-
-
-@dataclass
-class TrainingSettings:
-    """How one of the project's own models is trained.
-
-    Not frozen, because Hydra fills it key by key.
-
-    Attributes:
-        steps: optimiser steps in all; the learning rate warms up and then decays to a hundredth by a cosine.
-        natural_fraction: share of each batch drawn from the real faces.
-        blended: share of the real faces that are blended with another one.
-        focus_from: step from which ``focus_natural_fraction`` and ``focus_blended`` hold instead: faces in general are
-            learned by then, and real ones are the harder and rarer kind.
-        min_snr_gamma: clamp of the signal-to-noise weight (Hang et al., arXiv 2303.09556).
-        autocast: forward and backward in bfloat16, loss (and on a CPU attention) in float32; twice as fast on a CPU
-            with AVX512-BF16.
-        ema_decay: of the averaged weights that ship; ramps up as (1 + step) / (10 + step).
-    """
-
-    steps: int = 11_000
-    batch_size: int = 48
-    natural_fraction: float = 0.4
-    blended: float = 0.5
-    focus_from: int = 5_000
-    focus_natural_fraction: float = 0.65
-    focus_blended: float = 0.2
-    learning_rate: float = 5e-4
-    warmup_steps: int = 300
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    min_snr_gamma: float = 5.0
-    gradient_clip: float = 1.0
-    synthetic_images: int = 20_000
-    save_every: int = 500
-    autocast: bool = True
-    seed: int = 0
 
 
 @dataclass(frozen=True)

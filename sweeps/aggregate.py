@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from circuits.levels import GROUP_LEVELS
-from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
 from circuits.statistics import (
     StoppingRule,
     bh,
@@ -21,6 +19,7 @@ from circuits.statistics import (
     signflip_test,
     verdicts,
 )
+from circuits.vocabulary import DENOISE_METRICS, GROUP_LEVELS, SAMPLE_METRICS
 from sweeps.comparison_names import DATA_SET_CONTRAST
 from sweeps.config import StatsConfig, as_list
 from sweeps.contrasts import contrasts, permutations_for

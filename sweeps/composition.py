@@ -14,16 +14,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from circuits.data.sources import SOURCES
-from circuits.interventions import ABLATIONS
 from circuits.naming import nearest
+from circuits.vocabulary import ABLATIONS, PROMPTS, SOURCE_NAMES
 from sweeps.config import (
     CORRECTIONS,
     FAMILIES,
     LEVELS,
     METRICS,
     NEED_ROOT,
-    PROMPTS,
     PROTOCOLS,
     RUN_MODES,
     STATISTICS,
@@ -227,7 +225,7 @@ def _check_stopping(stats: StatsConfig) -> None:
 
 def _check_sources(data: DataConfig) -> None:
     for spec in data.sets:
-        one_of(f"data.sets.{spec.name}.source", spec.source, (*SOURCES, PROMPTS))
+        one_of(f"data.sets.{spec.name}.source", spec.source, (*SOURCE_NAMES, PROMPTS))
     names = [s.name for s in data.sets]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"data.sets: expected data sets with different names, got {names}")

@@ -9,10 +9,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from circuits.data.sources import SourceSpec
-from circuits.levels import GROUP_LEVELS
-from circuits.metrics import DENOISE_METRICS, SAMPLE_METRICS
-from circuits.training import TrainingSettings
+from circuits.data.source_spec import SourceSpec
+from circuits.training_settings import TrainingSettings
+from circuits.vocabulary import DENOISE_METRICS, GROUP_LEVELS, PROMPTS, SAMPLE_METRICS
 from sweeps.profile_config import ProfileConfig
 from sweeps.search_config import SearchConfig
 
@@ -23,7 +22,6 @@ METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each pr
 CORRECTIONS = {"obf": ("hierarchical", "bh", "by"), "sign": ("by", "e-bh"), "betting": ("by", "e-bh")}
 STATISTICS = ("none", *CORRECTIONS)
 FAMILIES = {"layer": "layer_index", "window": "window_index", "mode": "mode", "dataset": "dataset"}  # trial columns
-PROMPTS = "prompts"  # the source whose images the model makes itself
 NEED_ROOT = ("image_folder", "celeba", PROMPTS)
 
 
@@ -33,15 +31,15 @@ class ConfigError(ValueError):
 
 @dataclass
 class SweepConfig:
-    """The ablation grid."""
+    """What is ablated: a grid of heads, layers and windows, or a search over sets of heads."""
 
-    name: str = MISSING
+    name: str = MISSING  # of the sweep, in names of runs
     kind: str = "grid"  # grid: every cell; search: adaptive, on Ray Tune
     protocols: Any = field(default_factory=lambda: ["denoise"])  # denoise, sample
     levels: Any = field(default_factory=lambda: ["head", "layer"])  # head: each alone; layer: all heads; block; stage
     layers: Any = "all"  # all, "0-2", [0,3], or module paths
     heads: Any = "all"  # all, "0-7", [0,3]
-    modes: Any = field(default_factory=lambda: ["zero", "mean", "resample"])
+    modes: Any = field(default_factory=lambda: ["zero", "mean", "resample"])  # what replaces a head's output
     windows: Any = 5  # a count of equal ranges, or a list of [t_start, t_end]
     strength: float = 1.0  # share of the replacement
     scale: float = 2.0  # what mode scale multiplies a head's output by
@@ -50,14 +48,16 @@ class SweepConfig:
     control_images: int = 16  # images a control is measured on
     samples: int = 4  # images generated per trial, to look at
     steps: int = 10  # sampler steps (DDIM); windows are sets of them
-    seed: int = 0
-    search: SearchConfig = field(default_factory=SearchConfig)
-    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    seed: int = 0  # of all noise, draws and generated images
+    search: SearchConfig = field(default_factory=SearchConfig)  # of kind search
+    profile: ProfileConfig = field(default_factory=ProfileConfig)  # what heads attend to, beside a grid
 
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING
+    """The diffusion model."""
+
+    name: str = MISSING  # of the model, in names of runs and tables
     path: str = MISSING  # a shipped model, a diffusers folder, or a hub id
     dtype: str = "float32"  # float32, bfloat16, float16
     size: int | None = None  # height and width of the images in pixels; null: the model's own
@@ -69,27 +69,33 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    name: str = MISSING
-    source: str = MISSING
-    label: int | None = None
-    root: str | None = None
+    """One data set."""
+
+    name: str = MISSING  # of the data set, in tables
+    source: str = MISSING  # synthetic_faces, lfw_faces, image_folder, celeba, prompts
+    label: int | None = None  # class of its images, for a model that is conditioned on classes
+    root: str | None = None  # folder or hub id; null: data.root, where the source needs one
 
 
 @dataclass
 class DataConfig:
-    name: str = MISSING
+    """The images that are measured."""
+
+    name: str = MISSING  # of the choice of data sets
     root: str | None = None  # folder or hub id for the sources that need one; of prompts a text file, one a line
     prompts: Any = None  # for source prompts: a list of them, instead of a file
-    sets: list[SourceConfig] = field(default_factory=list)
+    sets: list[SourceConfig] = field(default_factory=list)  # name, source, label and root of each
 
 
 @dataclass
 class ClusterConfig:
+    """Where the sweep runs."""
+
     name: str = MISSING  # inline: this process; local: Ray on this machine; ray: a running cluster
     address: str | None = None  # of a running Ray cluster
     workers: int = 0  # 0: one a GPU share, or one a CPU core
     gpus_per_worker: Any = 1.0  # a fraction shares a GPU; auto: as many workers a GPU as its memory has room for
-    cpus_per_worker: int = 1
+    cpus_per_worker: int = 1  # CPU cores that a worker takes
     lease_seconds: float = 3.0  # work handed to a worker at once
     lease_timeout: float = 1800.0  # a lease that takes longer is ended and tried again
     device: str = "auto"  # auto, cpu, cuda; of a running cluster auto is its GPUs, or its CPUs if it has none
@@ -98,20 +104,24 @@ class ClusterConfig:
 
 @dataclass
 class TrackerConfig:
+    """Where the sweep is logged."""
+
     name: str = MISSING  # wandb or none
-    project: str = "circuit-sweep"
-    entity: str | None = None
-    mode: str = "auto"  # auto: online if logged in or WANDB_MODE says so, else offline
+    project: str = "circuit-sweep"  # W&B's project
+    entity: str | None = None  # W&B's team or user; null: your default
+    mode: str = "auto"  # auto, offline, online, disabled; auto: online if logged in or WANDB_MODE says so, else offline
     granularity: str = "auto"  # trial: a run a trial; group: a run per layer and window; auto
-    max_trial_runs: int = 2000
-    samples: bool = True
+    max_trial_runs: int = 2000  # more trials than this, and auto makes a run per layer and window
+    samples: bool = True  # log the generated images too
 
 
 @dataclass
 class StatsConfig:
-    name: str = MISSING
+    """How effects are tested; registered before the run."""
+
+    name: str = MISSING  # of the choice of statistics
     metric: str = "noise_mse"  # the registered primary metric
-    alpha: float = 0.05
+    alpha: float = 0.05  # false discovery rate, and the error rate of intervals
     margin: float = 0.05  # effects within this share of 1 are negligible; fixed before the run
     families: Any = field(default_factory=lambda: ["layer", "window"])  # trials alike in these are corrected together
     statistic: str = "none"  # none: all images; obf, sign, betting: a trial ends when its verdict is certain
@@ -125,8 +135,10 @@ class StatsConfig:
 
 @dataclass
 class RunConfig:
-    root: str = "runs"
-    name: str | None = None  # default <sweep>-<model>-<first 8 of the plan's hash>
+    """The run directory."""
+
+    root: str = "runs"  # folder that run directories lie in
+    name: str | None = None  # of the run directory; null: <sweep>-<model>-<first 8 of the plan's hash>
     rows: int = 0  # rows of a forward; 0: chosen for the device
     a: str | None = None  # mode=compare: a run directory, or the name of a run under run.root
     b: str | None = None  # and the one that is compared with it: differences are b - a
@@ -134,7 +146,9 @@ class RunConfig:
 
 @dataclass
 class Config:
-    mode: str = "run"
+    """Everything that can be set."""
+
+    mode: str = "run"  # what to do: run, plan, track, aggregate, report, compare, train
     sweep: SweepConfig = field(default_factory=SweepConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from circuits.levels import GROUP_LEVELS
+from circuits.vocabulary import GROUP_LEVELS
 from sweeps.aggregate import phases
 from sweeps.mode_names import mode_names
 from sweeps.phases import COMPARED

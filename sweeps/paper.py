@@ -12,11 +12,11 @@ from jaxtyping import Float
 from circuits.attention_types import TYPES, AssignedTypes, AttentionType, with_types
 from circuits.complexity import complexity_ratio, complexity_ratios
 from circuits.face_metrics import FACE_METRICS
-from circuits.metrics import DENOISE_METRICS
 from circuits.profiles import HeadProfiles
 from circuits.seeds import numpy_generator
 from circuits.statistics import bh, divergence_band, effects
 from circuits.type_validation import ASSIGNED, SetOutcome, corrected, dissociations, type_effects
+from circuits.vocabulary import DENOISE_METRICS
 from sweeps import comparison_names as names
 from sweeps.gains import read_gains
 from sweeps.head_sets import types_of

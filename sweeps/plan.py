@@ -19,11 +19,12 @@ from circuits.denoisers import Denoiser
 from circuits.engine import Window
 from circuits.guidance import Guidance
 from circuits.interventions import ALL_HEADS, Intervention, Mode, Site
-from circuits.levels import GROUP_LEVELS, path_of, stream_of
+from circuits.levels import path_of, stream_of
 from circuits.metrics import VERSION as METRICS_VERSION
 from circuits.naming import nearest
 from circuits.references import DONOR_BLOCK
 from circuits.sites import AttentionLayer
+from circuits.vocabulary import GROUP_LEVELS
 from sweeps.config import Config, ConfigError, as_indices, as_list
 from sweeps.mode_checks import check_modes
 from sweeps.targets import find_targets

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from circuits.data.prompts import prompt_set, prompted_data_set, takes_text, unprompted
-from circuits.data.sources import DataError, DataSet, SourceSpec, load_data_set
+from circuits.data.source_spec import SourceSpec
+from circuits.data.sources import DataError, DataSet, load_data_set
 from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Engine, Generated, Paired
 from circuits.face_metrics import FaceMetrics
@@ -24,7 +25,7 @@ from circuits.latents import encoded
 from circuits.metrics import sample_distances, sample_metrics
 from circuits.probes import synthetic_part_masks
 from circuits.sites import find_sites
-from sweeps.config import PROMPTS
+from circuits.vocabulary import PROMPTS
 from sweeps.gains import gains
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, generated

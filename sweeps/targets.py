@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from circuits.interventions import Site
-from circuits.levels import GROUP_LEVELS, LayerGroup, layer_groups
+from circuits.levels import LayerGroup, layer_groups
 from circuits.sites import AttentionLayer
+from circuits.vocabulary import GROUP_LEVELS
 from sweeps.config import Config, as_indices, as_list
 
 

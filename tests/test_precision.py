@@ -13,8 +13,9 @@ from benchmarks.precision import agreement, zeroed
 from circuits.checkpoints import load_codec
 from circuits.denoisers import load_denoiser
 from circuits.engine import Engine, Window
-from circuits.interventions import ABLATIONS, Intervention, Site
+from circuits.interventions import Intervention, Site
 from circuits.shipped import SHIPPED
+from circuits.vocabulary import ABLATIONS
 from tests.circuits.conftest import MODELS, make_engine, model_folders
 from tests.circuits.test_pipelines import autoencoder
 

@@ -13,6 +13,7 @@ from circuits.conditioning import Conditioning
 from circuits.data.folders import celeba, image_folder
 from circuits.data.image_sets import ImageSet
 from circuits.data.lfw_faces import lfw_faces
+from circuits.data.source_spec import SourceSpec
 from circuits.data.synthetic_faces import synthetic_faces
 from circuits.naming import nearest
 from circuits.seeds import normal_per_index
@@ -24,25 +25,6 @@ REFERENCE_IMAGES = 64
 
 class DataError(ValueError):
     """A data set that cannot be used; the message is one line for the user."""
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """Where a data set comes from.
-
-    Attributes:
-        name: in tables, e.g. ``natural``.
-        source: one of SOURCES.
-        label: class label of the images for a class-conditional model; None if it has none.
-        root: folder or hub id, for the sources that need one; of prompts the text file.
-        prompts: for the source ``prompts``, where they are no file.
-    """
-
-    name: str
-    source: str
-    label: int | None = None
-    root: str | None = None
-    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

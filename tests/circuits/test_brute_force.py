@@ -7,7 +7,8 @@ import torch
 
 from circuits.denoisers import Denoiser
 from circuits.engine import Engine, Window
-from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
+from circuits.interventions import ALL_HEADS, Intervention, Site
+from circuits.vocabulary import ABLATIONS, Mode
 from tests.circuits.brute_force import BruteForce
 from tests.circuits.conftest import IMAGES, STEPS, make_engine
 

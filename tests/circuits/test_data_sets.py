@@ -17,7 +17,9 @@ from PIL import Image
 from circuits.data.folders import celeba, image_folder
 from circuits.data.image_sets import ImageSet, to_pixels
 from circuits.data.lfw_faces import lfw_faces, lfw_split
-from circuits.data.sources import REFERENCE_IMAGES, DataError, SourceSpec, load_data_set
+from circuits.data.source_spec import SourceSpec
+from circuits.data.sources import REFERENCE_IMAGES, SOURCES, DataError, load_data_set
+from circuits.vocabulary import SOURCE_NAMES
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -304,3 +306,7 @@ def test_a_hub_data_set_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises(DataError, match=r"'owner/celeba' is no local folder and could not be fetched .*: no route$"):
         load()
+
+
+def test_sources_are_those_that_settings_may_name() -> None:
+    assert tuple(SOURCES) == SOURCE_NAMES

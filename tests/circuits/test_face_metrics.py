@@ -8,9 +8,9 @@ from circuits.data.synthetic_faces import synthetic_faces
 from circuits.engine import Engine, Window
 from circuits.face_metrics import FaceMetrics, part_error, symmetry_error
 from circuits.interventions import Intervention, Mode, Site
-from circuits.metrics import DENOISE_METRICS
 from circuits.probes import synthetic_part_masks
 from circuits.sites import find_sites
+from circuits.vocabulary import DENOISE_METRICS
 from tests.circuits.planted_heads import planted_denoiser
 
 N, SIZE = 3, 10

@@ -9,12 +9,12 @@ import torch
 from circuits.data.image_sets import ImageSet
 from circuits.data.sources import DataSet
 from circuits.engine import Engine, Window
-from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
-from circuits.metrics import DENOISE_METRICS
+from circuits.interventions import ALL_HEADS, Intervention, Site
 from circuits.references import donors
 from circuits.seeds import normal_per_index, torch_generator
 from circuits.sites import find_sites
 from circuits.statistics import bh, equivalence_test, hierarchical_fdr, log_ratio, signflip_test, verdicts
+from circuits.vocabulary import ABLATIONS, DENOISE_METRICS, Mode
 from tests.circuits import hand_solved
 from tests.circuits.hand_solved import NULL, WEIGHTS, hand_solved_denoiser, head_output, head_value, prediction
 

@@ -14,8 +14,9 @@ import circuits
 from circuits import hooks
 from circuits.denoisers import Denoiser
 from circuits.engine import Window
-from circuits.interventions import ABLATIONS, Intervention, Mode, Site
+from circuits.interventions import Intervention, Site
 from circuits.rows import Variants, intervened
+from circuits.vocabulary import ABLATIONS, Mode
 from tests.circuits.conftest import IMAGES, make_engine
 
 REAL_KERNEL = F.scaled_dot_product_attention

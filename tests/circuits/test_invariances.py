@@ -10,7 +10,8 @@ import torch
 from circuits.batches import Batches
 from circuits.denoisers import Denoiser
 from circuits.engine import Engine, Generated, Paired, Window
-from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
+from circuits.interventions import ALL_HEADS, Intervention, Site
+from circuits.vocabulary import ABLATIONS, Mode
 from tests.circuits.conftest import IMAGES, STEPS, make_engine
 
 WINDOW = Window(900, 300)

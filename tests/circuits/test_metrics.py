@@ -9,7 +9,8 @@ from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from circuits import metrics
-from circuits.metrics import DENOISE_METRICS, SAMPLE_DISTANCES, SAMPLE_METRICS, X0_METRICS, Images
+from circuits.metrics import X0_METRICS, Images
+from circuits.vocabulary import DENOISE_METRICS, SAMPLE_DISTANCES, SAMPLE_METRICS
 
 N, SIZE = 3, 17
 

@@ -18,11 +18,12 @@ from circuits.clean import CleanForwards, Needs
 from circuits.conditioning import draw
 from circuits.denoisers import Denoiser
 from circuits.engine import Engine, Generated, Window
-from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
+from circuits.interventions import ALL_HEADS, Intervention, Site
 from circuits.operations import ATTENTION_FLOPS
 from circuits.replay_plans import ReplayPlans
 from circuits.rows import Start, Variants, intervened, why_not
 from circuits.sites import AttentionLayer, find_sites
+from circuits.vocabulary import ABLATIONS, Mode
 from tests.circuits.architectures import ARCHITECTURES
 from tests.circuits.conftest import IMAGES, make_engine
 

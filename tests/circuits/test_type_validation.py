@@ -18,7 +18,6 @@ from circuits.denoisers import Denoiser
 from circuits.engine import Engine, Window
 from circuits.face_metrics import FACE_METRICS
 from circuits.interventions import Intervention, Mode, Site
-from circuits.metrics import DENOISE_METRICS
 from circuits.sites import find_sites
 from circuits.statistics import UNASSIGNED, bh
 from circuits.type_validation import (
@@ -31,6 +30,7 @@ from circuits.type_validation import (
     head_sets,
     type_effects,
 )
+from circuits.vocabulary import DENOISE_METRICS
 
 IMAGES, HEADS, PATCH = 24, 8, 4
 WINDOW = Window(99, 0)

@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from circuits.metrics import DENOISE_METRICS, SAMPLE_DISTANCES
+from circuits.vocabulary import DENOISE_METRICS, SAMPLE_DISTANCES
 from sweeps.aggregate import Aggregate, aggregate
 from sweeps.config import as_plain
 from sweeps.plan import make_plan

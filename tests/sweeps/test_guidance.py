@@ -13,7 +13,7 @@ import torch
 from circuits.checkpoints import ModelError
 from circuits.conditioning import Conditioning
 from circuits.guidance import Guidance
-from circuits.metrics import SAMPLE_METRICS
+from circuits.vocabulary import SAMPLE_METRICS
 from sweeps.config import Config, ConfigError
 from sweeps.driver import execute, load
 from sweeps.plan import Subject, make_plan

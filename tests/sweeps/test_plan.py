@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.engine import Window
-from circuits.interventions import ABLATIONS, ALL_HEADS, Intervention, Mode, Site
+from circuits.interventions import ALL_HEADS, Intervention, Site
+from circuits.vocabulary import ABLATIONS, Mode
 from sweeps.config import Config, ConfigError
 from sweeps.leases import share_key
 from sweeps.plan import (

@@ -21,11 +21,11 @@ from circuits.engine import Engine, Window
 from circuits.face_metrics import FACE_METRICS
 from circuits.head_maps import head_maps
 from circuits.interventions import Intervention, Mode, Site
-from circuits.metrics import DENOISE_METRICS
 from circuits.profiles import MEASURES, PROBES, profile_heads
 from circuits.seeds import numpy_generator
 from circuits.sites import find_sites
 from circuits.statistics import divergence_band
+from circuits.vocabulary import DENOISE_METRICS
 from sweeps import profiling
 from sweeps.aggregate import aggregate
 from sweeps.comparison_names import DIVERGENCE, TYPE_EFFECT, TYPE_ON_IMAGES

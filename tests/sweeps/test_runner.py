@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from circuits.metrics import DENOISE_METRICS, SAMPLE_DISTANCES, SAMPLE_METRICS
+from circuits.vocabulary import DENOISE_METRICS, SAMPLE_DISTANCES, SAMPLE_METRICS
 from sweeps.config import Config
 from sweeps.driver import subject_spec
 from sweeps.leases import Lease
