@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Tests run in this many processes side by side, each with one thread; a file of tests stays in one.
+PROCESSES ?= 2
 
 .PHONY: sweep test lint types unit soak train bench clean install
 
@@ -20,7 +22,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 # Half an hour of random faults on real sweeps, and tests too long for every change; SOAK_SECONDS and SOAK_SEED change how
 # long and which.
