@@ -182,7 +182,7 @@ def _check(config: Config) -> None:
         ("cluster.cpus_per_worker", cluster.cpus_per_worker, 1),
         ("tracker.max_trial_runs", config.tracker.max_trial_runs, 0),
     ):
-        if number < least:
+        if not least <= number < float("inf"):
             raise ConfigError(f"{name}: expected at least {least}, got {number}")
     strengths = [("sweep.search.strengths", s) for s in as_list(sweep.search.strengths, "sweep.search.strengths")]
     for name, share in (("sweep.strength", sweep.strength), ("stats.margin", stats.margin), *strengths):

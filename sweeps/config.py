@@ -15,7 +15,7 @@ from circuits.vocabulary import DENOISE_METRICS, GROUP_LEVELS, PROMPTS, SAMPLE_M
 from sweeps.profile_config import ProfileConfig
 from sweeps.search_config import SearchConfig
 
-RUN_MODES = ("run", "plan", "track", "aggregate", "report", "compare", "train")
+RUN_MODES = ("run", "plan", "status", "track", "aggregate", "report", "compare", "train")
 PROTOCOLS = ("denoise", "sample")
 LEVELS = ("head", "layer", *GROUP_LEVELS)
 METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each protocol tests
@@ -140,6 +140,7 @@ class RunConfig:
     root: str = "runs"  # folder that run directories lie in
     name: str | None = None  # of the run directory; null: <sweep>-<model>-<first 8 of the plan's hash>
     rows: int = 0  # rows of a forward; 0: chosen for the device
+    as_json: bool = False  # mode=status: print JSON
     a: str | None = None  # mode=compare: a run directory, or the name of a run under run.root
     b: str | None = None  # and the one that is compared with it: differences are b - a
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-import threading
-import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import torch
 from rich.console import Console
 
 from circuits.shipped import SHIPPED
-from sweeps import schedule
+from sweeps import standing
 from sweeps.adaptive import recall
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
@@ -24,23 +21,23 @@ from sweeps.config import Config, ConfigError, as_plain, source_specs
 from sweeps.exploration import explore
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
-from sweeps.leases import Lease, LeaseQueue
 from sweeps.locks import RunLock
+from sweeps.measuring import INTERRUPTED, OK, measure
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
 from sweeps.profiling import check_profiles, profiled_plan
-from sweeps.progress import SweepProgress, say
+from sweeps.progress import say
 from sweeps.provenance import device_name, git_commit, now, shell_command, versions
-from sweeps.records import Failure, RunDirectory, RunDirectoryError
+from sweeps.records import RunDirectory, RunDirectoryError
 from sweeps.report import write_report
-from sweeps.rounds import Rounds, resumed_rounds
-from sweeps.run import LeaseOutcome, RunnerSpec, SubjectSpec, load_subject
+from sweeps.run import RunnerSpec, SubjectSpec, load_subject
 from sweeps.schedule.clusters import resolve_device
+from sweeps.standing import AGGREGATING, EXPLORING, FINISHED, REPORTING, TRACKING, Bulletin
+from sweeps.status import as_json, newest_run, print_status, read_status
 from sweeps.summary import print_plan, print_search_plan, print_summary
+from sweeps.timings import LOADING, Timings
 from sweeps.tracking import TrackerSettings, track_from_records
 from sweeps.train_mode import check_trained, train_model
 from sweeps.units import unit_table
-
-OK, FAILED_TRIALS, INTERRUPTED = 0, 3, 130
 
 
 def execute(config: Config) -> int:
@@ -48,6 +45,7 @@ def execute(config: Config) -> int:
     modes: dict[str, Callable[[Config], int]] = {
         "run": run_sweep,
         "plan": plan_only,
+        "status": status,
         "track": track,
         "aggregate": analyse,
         "report": report,
@@ -62,113 +60,55 @@ def run_sweep(config: Config) -> int:
     console = Console(stderr=True)
     checked = tracker_settings(config)  # a wrong setting is said now, not after the work
     settings = checked if config.tracker.name == "wandb" else None
-    subject, spec = load(config)
+    timings = Timings()
+    with timings.part(LOADING):
+        subject, spec = load(config)
     plan = planned(config, subject)
     directory = run_directory(config, plan)
     directory.create(directory.records, directory.samples)
-    with RunLock(directory.path, functools.partial(say, console)):
+    with RunLock(directory.path, functools.partial(say, console)), Bulletin(directory) as bulletin:
         begin(config, subject, plan, directory)
         for part in directory.clean():
             say(console, f"damaged part {part.name}: set aside, its trials are measured again")
         runner = runner_spec(config, spec, directory)
-        with interruptible(console) as stop:
+        bulletin.enter(EXPLORING)
+        with interruptible(console) as stop, timings.part(EXPLORING):
             explored = explore(config, subject, runner, plan, directory, console, stop)
         plan, code = explored.plan, INTERRUPTED
         if not explored.interrupted:
             with Follower(directory.path, settings) as follower:
-                code = measure(config, subject, spec, plan, directory, console, follower)
+                code = measure(config, subject, runner, plan, directory, console, follower, bulletin)
                 if code != INTERRUPTED:
-                    finish(config, plan, directory, console, follower)
+                    finish(config, plan, directory, console, follower, bulletin, timings)
+        bulletin.enter(standing.INTERRUPTED if code == INTERRUPTED else FINISHED)
         if code == INTERRUPTED:
             say(console, f"Interrupted; the same command goes on where it stopped: {shell_command()}")
     return code
 
 
-def measure(
+def finish(
     config: Config,
-    subject: Subject,
-    spec: SubjectSpec,
     plan: Plan,
     directory: RunDirectory,
     console: Console,
     follower: Follower,
-) -> int:
-    """Run every trial of the plan that is not recorded; returns the exit code."""
-    rounds = resumed_rounds(config, plan, directory)
-    follow(rounds, follower)
-    if rounds.done:
-        say(console, f"{len(rounds.done)} of {len(plan)} trials are recorded already")
-    failures: list[Failure] = []
-    rows, started, peak = 0, time.monotonic(), 0
-    leases = LeaseQueue(rounds.tasks(), config.cluster.lease_seconds, rounds.following)
-    runner = runner_spec(config, spec, directory)
-    with (
-        interruptible(console) as stop,
-        SweepProgress({t.trial_id: t for t in plan.trials}, len(rounds.done), console) as progress,
-    ):
-        with closing(outcomes_of(config, leases, runner, subject, stop, console)) as outcomes:
-            for _, outcome in outcomes:
-                failures += outcome.failures
-                rows, peak = rows + outcome.rows, max(peak, outcome.peak_memory)
-                rounds.add(outcome.gains)
-                follow(rounds, follower)
-                progress.add(outcome.gains, len(rounds.done), len(outcome.failures), outcome.rows)
-        interrupted = stop.is_set()
-    follow(rounds, follower)
-    failures = still_failed(directory, failures, {t.trial_id for t in plan.trials} - rounds.done)
-    directory.write_failures(failures)
-    before = directory.read_run()
-    directory.write_run(
-        {
-            "finished": now(),
-            "seconds": round(before.get("seconds", 0) + time.monotonic() - started, 1),
-            "peak_memory_bytes": peak,
-            "counts": {
-                "trials": len(plan),
-                "recorded": len(rounds.done),
-                "failed": len(failures),
-                "rows": before.get("counts", {}).get("rows", 0) + rows,
-            },
-        }
-    )
-    if interrupted:
-        return INTERRUPTED
-    return OK if len(rounds.done) == len(plan) else FAILED_TRIALS
-
-
-def follow(rounds: Rounds, follower: Follower) -> None:
-    """Tell the tracker which trials are done."""
-    for trial_id in rounds.take_done():
-        follower.trial_done(trial_id)
-
-
-def outcomes_of(
-    config: Config, leases: LeaseQueue, runner: RunnerSpec, subject: Subject, stop: threading.Event, console: Console
-) -> Generator[tuple[Lease, LeaseOutcome], None, None]:
-    """The outcomes of all leases, from this process or from Ray; Ray is started only if there is work."""
-    if not leases:
-        return
-    if config.cluster.name == "inline":
-        yield from schedule.inline(leases, runner, subject, stop)
-    else:
-        yield from schedule.ray_pool(leases, runner, config.cluster, stop, functools.partial(say, console))
-
-
-def still_failed(directory: RunDirectory, failures: list[Failure], unrecorded: set[str]) -> list[Failure]:
-    """Failures of this run, and those of earlier runs that it did not come to try again."""
-    known = {f.trial_id: f for f in (*directory.read_failures(), *failures)}
-    return [f for trial_id, f in known.items() if trial_id in unrecorded]
-
-
-def finish(config: Config, plan: Plan, directory: RunDirectory, console: Console, follower: Follower) -> None:
+    bulletin: Bulletin,
+    timings: Timings,
+) -> None:
     """Aggregate, report, track the summary, and say what came out."""
+    bulletin.enter(AGGREGATING)
     try:
-        found = aggregate(directory)
+        with timings.part(AGGREGATING):
+            found = aggregate(directory)
     except RunDirectoryError as error:
         say(console, str(error))
         return
-    page = write_report(directory.path)
+    bulletin.enter(REPORTING)
+    with timings.part(REPORTING):
+        page = write_report(directory.path)
     print_summary(Console(), plan, found, config.stats.metric, directory, page)
+    timings.merge_into(directory)  # before run.json is logged
+    bulletin.enter(TRACKING)
     if message := follower.finish():
         say(Console(), message)
 
@@ -186,6 +126,19 @@ def plan_only(config: Config) -> int:
     else:
         directory.write_frame(directory.trials, profiled_plan(config, subject, plan, directory).frame())
         print_plan(Console(), config, subject, plan, directory)
+    return OK
+
+
+def status(config: Config) -> int:
+    """``mode=status``: how a run is doing; loads no model, takes no lock, writes nothing."""
+    directory = existing(config) if config.run.name else newest_run(Path(config.run.root).expanduser())
+    if directory is None:
+        raise ConfigError(f"run.root: expected a folder with runs, got {config.run.root!r}, which has none")
+    found = read_status(directory)
+    if config.run.as_json:
+        say(Console(), as_json(found))
+    else:
+        print_status(Console(), found)
     return OK
 
 

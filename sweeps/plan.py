@@ -149,8 +149,17 @@ class Plan:
 
     def rows(self) -> int:
         """Rows (one image through the network once) that the trials and their baselines need."""
-        steps = len(self.timesteps) * self.branches
-        return sum(trial_rows(t, steps) for t in self.trials) + self.baseline_rows()
+        return sum(self.rows_of(t) for t in self.trials) + self.baseline_rows()
+
+    def rows_of(self, trial: Trial) -> int:
+        """Rows that a trial needs beside its baseline, at most."""
+        return (trial.images if trial.protocol == "denoise" else 0) + self.sampled_rows(trial)
+
+    def sampled_rows(self, trial: Trial) -> int:
+        """Of these, rows that generate images: from the first step of the window on, before which all are alike."""
+        if not generated(trial):
+            return 0
+        return generated(trial) * self.branches * sum(t <= trial.window.t_start for t in self.timesteps)
 
     def baseline_rows(self) -> int:
         steps = len(self.timesteps) * self.branches
@@ -162,10 +171,6 @@ class Plan:
 def generated(trial: Trial) -> int:
     """Images the trial generates: its units under protocol ``sample``, otherwise the samples to look at."""
     return trial.images if trial.protocol == "sample" else trial.samples
-
-
-def trial_rows(trial: Trial, steps: int) -> int:
-    return (trial.images if trial.protocol == "denoise" else 0) + generated(trial) * steps
 
 
 def default_run_name(config: Config, plan: Plan) -> str:

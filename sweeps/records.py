@@ -68,6 +68,7 @@ class RunDirectory:
         self.units = self.path / "units.parquet"
         self.failures = self.path / "failures.parquet"
         self.run = self.path / "run.json"
+        self.progress = self.path / "progress.json"
         self._trials_in: dict[str, tuple[str, ...]] = {}
 
     def create(self, *folders: Path) -> None:

@@ -6,7 +6,7 @@ how many workers there are or which was faster, and a resumed sweep takes the sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from circuits.statistics import SequentialResult, SequentialTrials, StoppingRule
 from sweeps.config import FAMILIES, Config, StatsConfig, as_list
 from sweeps.gains import Gains, aligned, read_gains
 from sweeps.leases import Task
+from sweeps.outlook import Looks, expected_images
 from sweeps.plan import Plan, Trial
 from sweeps.records import RunDirectory
 
@@ -64,6 +65,7 @@ class Stopping:
         self._rule = rule
         self._state = SequentialTrials(len(images), rule, families, n_max=np.asarray(images))
         self._dropped = np.zeros(len(images), dtype=bool)
+        self.looks = Looks()
 
     def round(self) -> Iterator[tuple[int, range]]:
         """The trials that go on, each with its next images; none when every trial is decided or has all its images."""
@@ -83,7 +85,18 @@ class Stopping:
                 self._dropped[index] = True
         for (first, _), rows in groups.items():
             self._state.update(rows, first, np.stack([values[row] for row in rows]))
+        looked_at = np.array([row for rows in groups.values() for row in rows], dtype=int)
+        could_go_on = looked_at[self._state.n[looked_at] < self._state.n_max[looked_at]]
         self._state.decide()
+        self.looks = self.looks.and_then(len(could_go_on), int(self._state.active[could_go_on].sum()))
+
+    def images_to_come(self, survival: float) -> float:
+        """Images that are expected after this round, if every look leaves such a share of the trials running."""
+        counts, most = self._state.n, self._state.n_max
+        running = self._state.active & ~self._dropped
+        size = np.where(counts == 0, self._rule.first, self._rule.batch)
+        left = np.maximum(most - counts - size, 0)[running]
+        return float(expected_images(left, self._rule.batch, survival).sum())
 
     @property
     def finished(self) -> np.ndarray:
@@ -108,6 +121,7 @@ class Rounds:
 
     Args:
         rule: None measures every trial whole, in one round.
+        sampled: rows that generate a trial's images, beside those that measure it.
         known: values of the registered metric that are recorded already; recorded: ids of trials with any record.
         families: axes in which trials that are corrected together are alike.
     """
@@ -119,7 +133,9 @@ class Rounds:
         known: Gains | None,
         recorded: Collection[str],
         families: Sequence[str] = ("layer", "window"),
+        sampled: Callable[[Trial], int] = lambda _: 0,
     ) -> None:
+        self._sampled = sampled
         self._trials = [trial for trial in trials if rule is not None and is_governed(trial)]
         whole = [trial for trial in trials if rule is None or not is_governed(trial)]
         self.done = {trial.trial_id for trial in whole if trial.trial_id in recorded}
@@ -143,6 +159,8 @@ class Rounds:
             self._stopping = Stopping(labels, [trial.images for trial in self._trials], rule)
         waiting = [Task.whole(trial) for trial in whole if trial.trial_id not in recorded]
         self._pending = [*waiting, *self._open()]
+        self._rows = {task.trial.trial_id: self._rows_of(task) for task in self._pending}
+        self._rows_waiting = sum(self._rows.values())
 
     def tasks(self) -> list[Task]:
         """What is to be measured first."""
@@ -151,6 +169,7 @@ class Rounds:
     def add(self, gains: Mapping[str, np.ndarray]) -> None:
         """Values that came back, by trial; of trials that no rule governs, it only matters that they did."""
         for trial_id, values in gains.items():
+            self._rows_waiting -= self._rows.pop(trial_id, 0)
             index = self._index.get(trial_id)
             if index is None:
                 self.done.add(trial_id)
@@ -168,7 +187,32 @@ class Rounds:
         if self._stopping is None:
             return ()
         self._close()
-        return self._open()
+        tasks = self._open()
+        self._rows = {task.trial.trial_id: self._rows_of(task) for task in tasks}
+        self._rows_waiting = sum(self._rows.values())
+        return tasks
+
+    def rows_left(self) -> float:
+        """Rows to come, baselines not included: those of this round, and as many as are expected after it."""
+        if self._stopping is None:
+            return self._rows_waiting
+        return self._rows_waiting + self._stopping.images_to_come(self.looks.survival)
+
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """Sum and number of the log ratios that were recorded before, of governed trials."""
+        count = np.count_nonzero(~np.isnan(self._known), axis=1)
+        total = np.nan_to_num(self._known).sum(axis=1, dtype=np.float64)
+        there = np.flatnonzero(count).tolist()
+        return {self._trials[i].trial_id: (float(total[i]), int(count[i])) for i in there}
+
+    @property
+    def looks(self) -> Looks:
+        """At governed trials, those of earlier runs included."""
+        return Looks() if self._stopping is None else self._stopping.looks
+
+    def _rows_of(self, task: Task) -> int:
+        trial, begins = task.trial, task.units.start == 0
+        return (len(task.units) if trial.protocol == "denoise" else 0) + (self._sampled(trial) if begins else 0)
 
     def _open(self) -> list[Task]:
         """Tasks of the first round that is not wholly recorded; rounds before it are taken from the records."""
@@ -211,7 +255,7 @@ def resumed_rounds(config: Config, plan: Plan, directory: RunDirectory) -> Round
     if rule is not None:
         known = read_gains(directory, [trial.trial_id for trial in trials], [metric]).get(metric)
     families = as_list(config.stats.families, "stats.families")
-    return Rounds(plan.trials, rule, known, directory.recorded(), families)
+    return Rounds(plan.trials, rule, known, directory.recorded(), families, plan.sampled_rows)
 
 
 def family_labels(trials: pd.DataFrame, axes: Sequence[str]) -> list[str]:

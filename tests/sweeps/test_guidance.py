@@ -47,7 +47,8 @@ def test_a_generated_image_has_two_rows() -> None:
     config = composed("sweep.layers=[0]", "sweep.samples=2", "sweep.images=20")
     one, two = (make_plan(config, subject) for subject in (fake_subject(), guided()))
     steps = len(one.timesteps)
-    generated = 2 * steps * (len(one) + len(fake_subject().data))  # and a baseline a data set
+    after = sum(sum(t <= trial.window.t_start for t in one.timesteps) for trial in one.trials)
+    generated = 2 * (after + steps * len(fake_subject().data))  # and a baseline a data set
     assert two.rows() - one.rows() == generated
 
 

@@ -24,7 +24,6 @@ from sweeps.plan import (
     generated,
     make_plan,
     make_trial,
-    trial_rows,
 )
 from sweeps.targets import find_targets
 from tests.sweeps.fake_subject import fake_subject, moved, trailing_timesteps, with_data
@@ -106,12 +105,13 @@ def test_a_trial_named_twice_is_planned_once() -> None:
 def test_rows_are_counted_in_closed_form() -> None:
     plan = make_plan(composed(), fake_subject())
     trials, images, samples, steps = 1080, 64, 4, 10
+    inside = (10 + 8 + 6 + 4 + 2) / 5  # steps from the window's first one on, over the windows
     clean = 2 * 5 * images + 2 * samples * steps
-    assert plan.rows() == trials * (images + samples * steps) + clean
+    assert plan.rows() == trials * (images + samples * inside) + clean
     sampled = make_plan(composed("sweep.protocols=[sample]", "stats.metric=contrast"), fake_subject())
-    assert sampled.rows() == trials * images * steps + 2 * images * steps
+    assert sampled.rows() == trials * images * inside + 2 * images * steps
     assert generated(sampled.trials[0]) == 64
-    assert trial_rows(plan.trials[0], steps) == images + samples * steps
+    assert [plan.rows_of(plan.trials[i]) for i in (0, -1)] == [images + samples * steps, images + samples * 2]
 
 
 # Ids
