@@ -33,9 +33,9 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
+from circuits.effect_tables import gains
 from circuits.vocabulary import DENOISE_METRICS
 from sweeps.config import ClusterConfig, Config, DataConfig, ModelConfig, StatsConfig, SweepConfig
-from sweeps.gains import gains
 from sweeps.leases import Lease, LeaseQueue
 from sweeps.plan import Plan, Subject, make_plan
 from sweeps.progress import SweepProgress

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from circuits.clean import CleanForward, Needs
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser, Prediction
-from circuits.face_metrics import FaceMetrics
+from circuits.extra_metrics import ExtraMetrics
 from circuits.forwards import Forwards, Rows
 from circuits.gaussian_noise import GaussianNoise
 from circuits.interventions import Intervention, Mode
@@ -57,9 +57,9 @@ def timesteps_of(steps: Sequence[int], units: Sequence[int]) -> Int[torch.Tensor
 class Denoising:
     """Measures interventions on images of data sets."""
 
-    def __init__(self, forwards: Forwards, means: MeanReferences, seed: int, faces: FaceMetrics | None = None) -> None:
+    def __init__(self, forwards: Forwards, means: MeanReferences, seed: int, extra: ExtraMetrics | None = None) -> None:
         self._forwards = forwards
-        self._faces = faces
+        self._extra = extra
         self._means = means
         self._gaussian = GaussianNoise(means, seed)
         self._seed = seed
@@ -95,7 +95,7 @@ class Denoising:
         places = torch.tensor([passed.index(unit) for unit in units])
         replacements = self._replacements(data, steps, units, modes, lending, lends, clean, passed)
         noised = self._noised(data, steps, units)
-        names = DENOISE_METRICS + (self._faces.names(data.name) if self._faces else ())
+        names = DENOISE_METRICS + (self._extra.names(data.name) if self._extra else ())
 
         def forward(rows: Rows) -> torch.Tensor:
             start = rows.start(clean, places, self._denoiser.device)
@@ -113,8 +113,8 @@ class Denoising:
         prediction: Prediction = self._denoiser(noised.x_t, noised.t, data.condition(noised.image.tolist()))
         error = self._denoiser.noise_error(prediction, noised.x0, noised.noise, noised.t)
         measured = denoise_metrics(error, prediction.x0, noised.x0)
-        if self._faces is not None:
-            measured |= self._faces.measure(data.name, noised.image, prediction.x0, noised.x0)
+        if self._extra is not None:
+            measured |= self._extra.measure(data.name, noised.image, prediction.x0, noised.x0)
         return {name: values.cpu() for name, values in measured.items()}
 
     def _noised(self, data: DataSet, steps: Sequence[int], units: Sequence[int]) -> Noised:

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser
 from circuits.denoising import Denoising, Paired, timesteps_of
-from circuits.face_metrics import FaceMetrics
+from circuits.extra_metrics import ExtraMetrics
 from circuits.forwards import Forwards
 from circuits.guidance import Guidance
 from circuits.interventions import Intervention, Mode
@@ -61,7 +61,7 @@ class Engine:
         rows: rows of a forward, halved, for good, when the device runs out of memory. With 0, as many as make the best
             use of the device are measured; the numbers do not depend on it.
         guidance: of generated images. The errors that ``denoise`` measures are those of the conditional branch.
-        faces: what ``denoise`` measures beside its own metrics.
+        extra: what ``denoise`` measures beside its own metrics.
 
     Raises:
         ValueError: a data set that does not fit the model: size, colour mode or label.
@@ -77,7 +77,7 @@ class Engine:
         seed: int,
         rows: int = 32,
         guidance: Guidance | None = None,
-        faces: FaceMetrics | None = None,
+        extra: ExtraMetrics | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.layers = {layer.name: layer for layer in layers}
@@ -90,7 +90,7 @@ class Engine:
         rows = rows or best_rows(forward_seconds(denoiser))
         self._forwards = Forwards(denoiser, layers, rows)
         means = MeanReferences(denoiser, layers, seed, min(rows, REFERENCE_ROWS))
-        self._denoising = Denoising(self._forwards, means, seed, faces)
+        self._denoising = Denoising(self._forwards, means, seed, extra)
         self._sampling = Sampling(self._forwards, means, self.sampler, seed, guidance)
 
     @property

@@ -9,16 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from circuits.statistics import (
-    StoppingRule,
-    bh,
-    by,
-    effects,
-    equivalence_test,
-    hierarchical_fdr,
-    signflip_test,
-    verdicts,
-)
+from circuits.effect_tables import adjusted, estimates
+from circuits.statistics import StoppingRule, bh
 from circuits.vocabulary import DENOISE_METRICS, GROUP_LEVELS, SAMPLE_METRICS
 from sweeps.comparison_names import DATA_SET_CONTRAST
 from sweeps.config import StatsConfig, as_list
@@ -119,8 +111,8 @@ def effects_of(trials: pd.DataFrame, gain_table: Mapping[str, Gains], registered
             trials[governed(trials)], errors, registered.metric, registered.rule, registered.families
         )
     for metric, measured in gain_table.items():
-        estimates = _estimates(measured, float(np.log1p(registered.margin)), whole)
-        for name, part in estimates.groupby(phase.loc[estimates.index], sort=False):
+        table = _estimates(measured, float(np.log1p(registered.margin)), whole)
+        for name, part in table.groupby(phase.loc[table.index], sort=False):
             found = _adjusted(part, family.loc[part.index], metric, registered)
             tables.append(_exploratory(found) if name == "search" else found)
     tables = [table for table in tables if len(table)]
@@ -158,32 +150,14 @@ def _estimates(measured: Gains, margin: float, wanted: pd.Series) -> pd.DataFram
             continue
         if not here.all():
             rows, g = rows[here], g[here]
-        found = effects(g)
-        piece = {
-            "n": found.n,
-            "mean_log_ratio": found.mean_log_ratio,
-            "percent": found.percent,
-            "ci_low": found.ci_low,
-            "ci_high": found.ci_high,
-            "d_z": found.d_z,
-            "p_degraded": found.p_degraded,
-            "p": signflip_test(g, "greater").p,
-            "p_improved": signflip_test(g, "less").p,
-            "p_negligible": equivalence_test(g, margin).p,
-        }
-        pieces.append(pd.DataFrame(piece, index=rows))
+        pieces.append(estimates(g, margin).set_axis(rows))
     table = pd.concat(pieces).sort_index() if pieces else pd.DataFrame()
     return table.set_axis(measured.trial_ids[table.index.to_numpy(dtype=int)])
 
 
 def _adjusted(table: pd.DataFrame, family: pd.Series, metric: str, registered: Registered) -> pd.DataFrame:
     """Effects of one metric, corrected over all the trials of the table."""
-    families, alpha = family.to_numpy(), registered.alpha
-    p = table["p"].to_numpy()
-    q = hierarchical_fdr(p, families, alpha).q
-    improved = hierarchical_fdr(table["p_improved"].to_numpy(), families, alpha).q
-    verdict = verdicts(q, improved, bh(table["p_negligible"].to_numpy()), alpha)
-    found = table.assign(q=q, q_by=by(p), verdict=verdict, stopped=None, metric=metric)
+    found = adjusted(table, family.to_numpy(), registered.alpha).assign(stopped=None, metric=metric)
     return found.reset_index(names="trial_id")[EFFECT_COLUMNS]
 
 

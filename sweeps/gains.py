@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 
+from circuits.effect_tables import gains
 from sweeps.records import RunDirectory
-
-_FLOOR = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,6 @@ def aligned(measured: Gains | None, trial_ids: Sequence[str], width: int) -> Flo
         there, wide = places >= 0, min(width, measured.g.shape[1])
         g[there, :wide] = measured.g[places[there], :wide]
     return g
-
-
-def gains(ablated: np.ndarray, baseline: np.ndarray) -> Float[np.ndarray, "*any"]:
-    """log(ablated / baseline); an error of exactly zero counts as the smallest float32."""
-    return np.log(np.maximum(ablated, _FLOOR, dtype=np.float64)) - np.log(
-        np.maximum(baseline, _FLOOR, dtype=np.float64)
-    )
 
 
 def read_gains(directory: RunDirectory, trial_ids: Sequence[str], metrics: Collection[str]) -> dict[str, Gains]:

@@ -18,6 +18,7 @@ from circuits.data.prompts import prompt_set, prompted_data_set, takes_text, unp
 from circuits.data.source_spec import SourceSpec
 from circuits.data.sources import DataError, DataSet, load_data_set
 from circuits.denoisers import Denoiser, load_denoiser
+from circuits.effect_tables import gains
 from circuits.engine import Engine, Generated, Paired
 from circuits.face_metrics import FaceMetrics
 from circuits.guidance import Guidance, guidance_of
@@ -26,7 +27,6 @@ from circuits.metrics import sample_distances, sample_metrics
 from circuits.probes import synthetic_part_masks
 from circuits.sites import find_sites
 from circuits.vocabulary import PROMPTS
-from sweeps.gains import gains
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, generated
 from sweeps.records import Failure, GaveOut, RunDirectory, measurement_table, publish
@@ -168,7 +168,7 @@ class Runner:
             seed=spec.subject.seed,
             rows=spec.rows,
             guidance=self._subject.guidance,
-            faces=face_metrics(self._subject.data) if spec.faces else None,
+            extra=face_metrics(self._subject.data) if spec.faces else None,
         )
         self._directory = RunDirectory(Path(spec.run_dir))
         self._metric = spec.metric

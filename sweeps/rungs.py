@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from circuits.effect_tables import gains
 from sweeps.candidates import Candidate, Space, search_images, search_space
 from sweeps.config import Config
-from sweeps.gains import gains
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, make_trial
 from sweeps.records import RunDirectory

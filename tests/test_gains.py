@@ -6,10 +6,11 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from circuits.effect_tables import gains
 from circuits.statistics import bh, by, effects, equivalence_test, hierarchical_fdr, signflip_test, verdicts
 from sweeps.aggregate import EFFECT_COLUMNS, TESTED, aggregate
 from sweeps.contrasts import contrasts, permutations_for
-from sweeps.gains import gains, read_gains
+from sweeps.gains import read_gains
 from sweeps.records import RunDirectory, measurement_table
 from tests.synthetic_run import BASELINE, Cell, measured, write_run
 

@@ -53,7 +53,7 @@ def test_they_are_measured_beside_the_others_and_change_none() -> None:
     ablation = [Intervention(Mode.zero, (Site("blocks.0", 1),))]
     found = {}
     for faces in (None, FaceMetrics({"synthetic": masks}), FaceMetrics({"synthetic": None})):
-        engine = Engine(denoiser, layers, data, steps=4, seed=0, rows=4, faces=faces)
+        engine = Engine(denoiser, layers, data, steps=4, seed=0, rows=4, extra=faces)
         found[faces] = engine.denoise("synthetic", Window(999, 0), ablation, 5, first=1)
     plain, both, without = found.values()
     assert tuple(plain) == DENOISE_METRICS
