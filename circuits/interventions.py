@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 
+from circuits.head_functions import registered
 from circuits.naming import nearest
 from circuits.seeds import torch_generator
-from circuits.vocabulary import Mode
+from circuits.vocabulary import ABLATIONS, Mode
 
 Level = Literal["head", "layer", "block", "stage", "set"]
 ALL_HEADS = -1
@@ -40,11 +41,12 @@ class Intervention:
     """Replace the activation at some sites.
 
     Attributes:
-        mode: what is put there.
+        mode: what is put there; by its name if need be, or by that of a function that was registered.
         sites: where; several sites are intervened on at once.
         strength: 1 replaces wholly, 0 leaves the activation; (1 - strength) old + strength new.
         draw: which random subspace, for mode ``subspace``.
         factor: of the activation, for mode ``scale``; 0 is mode ``zero``.
+        function: name of the registered function, for mode ``own``.
     """
 
     mode: Mode
@@ -52,8 +54,10 @@ class Intervention:
     strength: float = 1.0
     draw: int = 0
     factor: float = 2.0
+    function: str = ""
 
     def __post_init__(self) -> None:
+        self._name_mode()
         if not self.sites:
             raise ValueError("an intervention needs at least one site")
         if not 0.0 <= self.strength <= 1.0:
@@ -62,6 +66,18 @@ class Intervention:
             raise ValueError(f"factor multiplies the activation; expected a finite number >= 0, got {self.factor}")
         if self.mode is Mode.subspace and any(site.head == ALL_HEADS for site in self.sites):
             raise ValueError("mode subspace is the control of a head; expected a head at every site, got a whole layer")
+
+    def _name_mode(self) -> None:
+        """``Intervention("zero", ...)`` and ``Intervention("my function", ...)`` as notebooks write them."""
+        if not isinstance(self.mode, Mode):
+            named = self.mode in [mode.value for mode in Mode]
+            object.__setattr__(self, "function", self.function if named else self.mode)
+            object.__setattr__(self, "mode", Mode(self.mode) if named else Mode.own)
+        if self.mode is Mode.own and self.function not in registered():
+            known = [*ABLATIONS, *registered()]
+            raise ValueError(f"no intervention {self.function!r}{nearest(self.function, known)}")
+        if self.mode is not Mode.own and self.function:
+            raise ValueError(f"function is for mode own, got {self.function!r} with mode {self.mode}")
 
     def heads_by_layer(self, heads: Mapping[str, int]) -> dict[str, list[int]]:
         """Heads to replace in each layer; ``heads`` gives each layer's number of heads.

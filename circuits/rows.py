@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from circuits.clean import CleanForward
 from circuits.denoisers import Denoiser
+from circuits.head_functions import apply_function
 from circuits.hooks import Edit, capture_outputs, edit_inputs
 from circuits.interventions import (
     READING_V,
@@ -195,6 +196,12 @@ def _edit(
         elif mode is Mode.uniform:
             parts = [(values(path, there), start) for path, start in layer.key_values]
             replacement = mean_value(layer.width, parts).expand_as(old)
+        elif mode is Mode.own:
+            replacement = torch.empty_like(old)
+            names = [site.variants.interventions[variant].function for variant in site.variant[rows].tolist()]
+            for name in sorted(set(names)):
+                own = torch.tensor([given == name for given in names], device=old.device)
+                replacement[own] = apply_function(name, old[own], layer.heads)
         elif mode is Mode.scale:
             replacement = old * site.variants.factors[site.variant[rows]].to(old)[:, None, None]
         else:

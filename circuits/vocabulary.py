@@ -31,10 +31,12 @@ class Mode(StrEnum):
     """The head's output times ``Intervention.factor``: more of what it says (above 1), or less."""
     subspace = "subspace"
     """A control: a random subspace as large as the head is removed from the layer, as much of it as the head has."""
+    own = "own"
+    """A function of the head's output that was registered from Python (``circuits.register_intervention``)."""
 
 
-ABLATIONS = tuple(mode for mode in Mode if mode is not Mode.subspace)
-"""What a grid may be made of; the random subspace is what ablations are compared with."""
+ABLATIONS = tuple(mode for mode in Mode if mode not in (Mode.subspace, Mode.own))
+"""What a grid may be made of: the random subspace is what these are compared with, and settings name no code."""
 
 GroupLevel = Literal["block", "stage"]
 GROUP_LEVELS: tuple[GroupLevel, ...] = ("block", "stage")

@@ -10,6 +10,8 @@ from circuits.data.image_sets import ImageSet
 from circuits.data.sources import DataSet
 from circuits.denoisers import Denoiser, load_denoiser
 from circuits.engine import Engine
+from circuits.head_functions import register_intervention
+from circuits.interventions import Mode
 from circuits.sites import find_sites
 
 torch.set_num_threads(1)  # the models are so small that threads only cost
@@ -19,6 +21,11 @@ IMAGES = 7
 REFERENCES = 11
 STEPS = 5
 MODELS = ("dit", "unet")
+EVERY_MODE = (
+    *(mode for mode in Mode if mode is not Mode.own),
+    register_intervention("tokens turned", lambda heads: heads.roll(1, dims=1)),
+)
+"""As interventions name them; of mode ``own`` a function that mixes tokens."""
 
 
 @pytest.fixture(scope="session")

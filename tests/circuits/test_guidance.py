@@ -27,7 +27,7 @@ from circuits.sampling import Sampling, Seeds
 from circuits.seeds import torch_generator
 from circuits.sites import AttentionLayer, find_sites
 from tests.circuits.architectures import ARCHITECTURES
-from tests.circuits.conftest import make_engine
+from tests.circuits.conftest import EVERY_MODE, make_engine
 
 SEED, STEPS, COUNT, FIRST, IMAGES, REFERENCES = 3, 4, 2, 2, 6, 5
 SCALE = 3.0
@@ -201,7 +201,7 @@ def guided(plain: Engine, scale: float | None, rows: int = 13) -> Engine:
 
 
 def sampled(engine: Engine) -> Generated:
-    chosen = [Intervention(mode, (Site(name, 1),)) for mode in Mode if mode is not Mode.resample_across
+    chosen = [Intervention(mode, (Site(name, 1),)) for mode in EVERY_MODE if mode is not Mode.resample_across
               for name in engine.layers]  # fmt: skip
     return engine.sample("natural", Window(900, 300), chosen, 3)
 

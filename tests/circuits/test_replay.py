@@ -25,7 +25,7 @@ from circuits.rows import Start, Variants, intervened, why_not
 from circuits.sites import AttentionLayer, find_sites
 from circuits.vocabulary import ABLATIONS, Mode
 from tests.circuits.architectures import ARCHITECTURES
-from tests.circuits.conftest import IMAGES, make_engine
+from tests.circuits.conftest import EVERY_MODE, IMAGES, make_engine
 
 REAL_KERNEL = F.scaled_dot_product_attention
 UNITS = 3
@@ -46,7 +46,7 @@ def variants_from(layers: tuple[AttentionLayer, ...], first: int) -> list[Interv
     """Every mode at a head of the layer, and at a set of it and all later layers."""
     layer, later = layers[first], layers[first + 1 :]
     found = []
-    for mode in Mode:
+    for mode in EVERY_MODE:
         if any(why_not(mode, x) for x in (layer, *later)):
             continue
         whole = layer.heads - 1 if mode is Mode.subspace else ALL_HEADS
@@ -286,7 +286,7 @@ def as_many_calls_as_rows(network: Tricky, tokens: torch.Tensor) -> torch.Tensor
 def test_odd_networks_have_the_numbers_of_plain_forwards(odd: Callable) -> None:
     denoiser = tricky(odd)
     engine, reference = make_engine(denoiser), plain(make_engine(denoiser))
-    chosen = [Intervention(mode, (Site("attention", head),)) for mode in Mode for head in (0, 2)]
+    chosen = [Intervention(mode, (Site("attention", head),)) for mode in EVERY_MODE for head in (0, 2)]
     assert engine.replayable == {"attention": odd in REPLAYED}
     for found, expected in zip(
         engine.denoise("natural", Window(999, 500), chosen, IMAGES).values(),
