@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,21 @@ def load_network(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _network_class(file: Path) -> Any:
-    """The diffusers model that a config names; its inputs must be known (see ``circuits.conditioning``)."""
+    """The diffusers model that a config names."""
     name = read_json(file).get("_class_name")
     found = getattr(diffusers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         raise ModelError(f"model.path: {file} names {name!r}, which is no diffusers model")
-    network_class: Any = found
+    check_network_class(found)
+    return found
+
+
+def check_network_class(network_class: Any) -> None:
+    """
+    Raises:
+        ModelError: no denoiser, or one whose inputs are not known (see ``circuits.conditioning``).
+    """
+    name = network_class.__name__
     arguments = list(inspect.signature(network_class.forward).parameters.values())[2:]  # after self and the image
     if "timestep" not in [a.name for a in arguments]:
         raise ModelError(f"model.path: {name} takes no timestep, so it is no denoiser")
@@ -113,7 +122,6 @@ def _network_class(file: Path) -> Any:
             f"model.path: {name} needs {', '.join(required)}; supported are denoisers of images and class labels, "
             f"and {', '.join(SIGNATURES)}"
         )
-    return network_class
 
 
 def scheduler_file(folder: Path) -> Path:
@@ -133,24 +141,29 @@ def load_scheduler(file: Path, *, latent: bool = False) -> Any:
     """
     if not file.is_file():
         return DDPMScheduler(clip_sample=not latent)
-    config = read_json(file)
+    return scheduler_of(read_json(file), str(file), latent=latent)
+
+
+def scheduler_of(config: Mapping[str, Any], where: str, *, latent: bool) -> Any:
+    """The noise levels of a scheduler's config; errors, those of ``load_scheduler``, name ``where`` it is from."""
+    config = dict(config)
     flow = str(config.get("_class_name")).startswith("FlowMatch")
     if "beta_schedule" not in config and not flow:
         raise ModelError(
-            f"model.path: {file} is a {config.get('_class_name')} without a beta_schedule; "
+            f"model.path: {where} is a {config.get('_class_name')} without a beta_schedule; "
             "supported are variance-preserving noise levels (DDPM, DDIM, ...) and flow matching"
         )
     predicted = config.get("prediction_type", "epsilon")
     if not flow and predicted not in VARIANCE_PRESERVING:
         raise ModelError(
-            f"model.path: {file} has prediction_type {predicted!r}{nearest(predicted, VARIANCE_PRESERVING)}"
+            f"model.path: {where} has prediction_type {predicted!r}{nearest(predicted, VARIANCE_PRESERVING)}"
         )
     try:
         if flow:
             return FlowMatchEulerDiscreteScheduler.from_config(config)
         return _variance_preserving({"clip_sample": False} | config if latent else config)
     except Exception as error:
-        raise ModelError(f"model.path: {file} could not be used: {first_line(error)}") from error
+        raise ModelError(f"model.path: {where} could not be used: {first_line(error)}") from error
 
 
 def _variance_preserving(config: dict[str, Any]) -> DDPMScheduler:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -260,57 +260,91 @@ def load_denoiser(
     with quiet():
         network = load_network(network_dir, _DTYPES[dtype])
         codec = load_codec(folder, _DTYPES[dtype])
-        packed = signature_of(network).packed
-        channels = _channels(network, network_dir, 4 if packed else 1)
-        scheduler = load_scheduler(levels, latent=channels not in (1, 3))
+        denoiser = assembled(
+            network,
+            codec,
+            lambda latent: load_scheduler(levels, latent=latent),
+            where=str(network_dir),
+            name=name or Path(str(path)).name,
+            revision=revision([*sorted(network_dir.glob("*.safetensors")), network_dir / "config.json", levels]),
+            size=size,
+            folder=folder,
+            device=torch.device(device),
+        )
+    if channels_last:
+        denoiser.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        compile_regions(denoiser.network, denoiser.device)
+    return denoiser
+
+
+def assembled(
+    network: Any,
+    codec: ImageCodec | None,
+    scheduler_for: Callable[[bool], Any],
+    *,
+    where: str,
+    name: str,
+    revision: str,
+    size: int | None,
+    folder: Path | None,
+    device: torch.device,
+) -> Denoiser:
+    """A denoiser of its parts, moved to ``device``.
+
+    Args:
+        scheduler_for: the noise levels, of a latent model or of one of pixels.
+        where: the network is from; errors name it.
+
+    Raises:
+        ModelError: a kind of model that is not supported, or a size that it cannot have.
+    """
+    packed = signature_of(network).packed
+    channels = _channels(network, where, 4 if packed else 1)
+    scheduler = scheduler_for(channels not in (1, 3))
     pixels = codec.pixels if codec is not None else 1 if channels in (1, 3) else _PIXELS_OF_A_LATENT
     if size is not None and (size < 1 or size % pixels):
         raise ModelError(f"model.size: expected a multiple of {pixels} pixels, got {size}")
-    shape = _sample_shape(network, network_dir, channels, None if size is None else size // pixels)
+    shape = _sample_shape(network, where, channels, None if size is None else size // pixels)
     flow = "beta_schedule" not in scheduler.config
-    network = network.to(device).eval().requires_grad_(False)
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    if compiled:
-        compile_regions(network, torch.device(device))
     return Denoiser(
-        name=name or Path(str(path)).name,
-        network=network,
+        name=name,
+        network=network.to(device).eval().requires_grad_(False),
         scheduler=scheduler,
         prediction_type="flow" if flow else scheduler.config.prediction_type,
         channels=channels,
         size=shape[-2],
-        classes=_classes(network, network_dir),
-        revision=revision([*sorted(network_dir.glob("*.safetensors")), network_dir / "config.json", levels]),
-        device=torch.device(device),
+        classes=_classes(network, where),
+        revision=revision,
+        device=device,
         codec=None if codec is None else ImageCodec(codec.autoencoder.to(device)),
         sample_shape=shape,
         folder=folder,
     )
 
 
-def _channels(network: Any, folder: Path, packed: int) -> int:
+def _channels(network: Any, where: str, packed: int) -> int:
     """Of ``x_t``; ``packed`` channels of the network hold one of them."""
     channels = network.config.get("in_channels")
     if not isinstance(channels, int) or channels % packed:
-        raise ModelError(f"model.path: {folder} has in_channels {channels}; expected a multiple of {packed}")
+        raise ModelError(f"model.path: {where} has in_channels {channels}; expected a multiple of {packed}")
     out = network.config.get("out_channels") or channels
     if not packed > 1 and out not in (channels, 2 * channels):
         raise ModelError(
-            f"model.path: {folder} takes {channels} channels and returns {out}; supported are models that return "
+            f"model.path: {where} takes {channels} channels and returns {out}; supported are models that return "
             "what they take, with or without a variance (no inpainting, no control images)"
         )
     return channels // packed
 
 
-def _classes(network: Any, folder: Path) -> int:
+def _classes(network: Any, where: str) -> int:
     try:
         return next((i.classes for i in inputs_of(network) if i.kind == "label"), 0)
     except ValueError as error:
-        raise ModelError(f"model.path: {folder} ({type(network).__name__}): {first_line(error)}") from error
+        raise ModelError(f"model.path: {where} ({type(network).__name__}): {first_line(error)}") from error
 
 
-def _sample_shape(network: Any, folder: Path, channels: int, size: int | None) -> tuple[int, ...]:
+def _sample_shape(network: Any, where: str, channels: int, size: int | None) -> tuple[int, ...]:
     """Shape of one row: square images, or the video that the network's config is made for."""
     config = network.config
     if "sample_frames" in config:
@@ -321,5 +355,5 @@ def _sample_shape(network: Any, folder: Path, channels: int, size: int | None) -
         own = own[0]
     side = own if size is None else size
     if not isinstance(side, int):
-        raise ModelError(f"model.path: {folder} has sample_size {own}; expected one number of pixels (square images)")
+        raise ModelError(f"model.path: {where} has sample_size {own}; expected one number of pixels (square images)")
     return channels, side, side

@@ -78,7 +78,7 @@ def _lfw(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[Image
     return held_out.take(range(min(images, len(held_out)))), lfw_faces(size, channels, "train")
 
 
-def _split(spec: SourceSpec, images: int, every: ImageSet) -> tuple[ImageSet, ImageSet]:
+def split(every: ImageSet, images: int) -> tuple[ImageSet, ImageSet]:
     """The first images are measured, the next ones are the reference; if fewer than 8, the measured ones are."""
     images = min(images, len(every))
     rest = range(images, min(len(every), images + REFERENCE_IMAGES))
@@ -86,11 +86,11 @@ def _split(spec: SourceSpec, images: int, every: ImageSet) -> tuple[ImageSet, Im
 
 
 def _folder(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
-    return _split(spec, images, image_folder(_root(spec), size, channels, limit=images + REFERENCE_IMAGES))
+    return split(image_folder(_root(spec), size, channels, limit=images + REFERENCE_IMAGES), images)
 
 
 def _celeba(spec: SourceSpec, images: int, size: int, channels: int) -> tuple[ImageSet, ImageSet]:
-    return _split(spec, images, celeba(_root(spec), size, channels, limit=images + REFERENCE_IMAGES))
+    return split(celeba(_root(spec), size, channels, limit=images + REFERENCE_IMAGES), images)
 
 
 def _root(spec: SourceSpec) -> str:
