@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from circuits.data.source_spec import SourceSpec
     from circuits.data.sources import DataSet, load_data_set
+    from circuits.data.tensors import data_set_of
     from circuits.denoisers import Denoiser, ModelError, load_denoiser
     from circuits.engine import Engine, Paired, Window
+    from circuits.head_functions import register_intervention
     from circuits.interventions import ALL_HEADS, Intervention, Site
+    from circuits.measured import Measured, effects
     from circuits.measuring import measure
+    from circuits.pipelines import denoiser_of
+    from circuits.plots import plot_effects, plot_heatmap, plot_profile
     from circuits.profiles import HeadProfiles, profile_heads
     from circuits.sites import AttentionLayer, find_sites
     from circuits.vocabulary import Mode
@@ -25,17 +30,25 @@ _HOMES = {
     "Engine": "engine",
     "HeadProfiles": "profiles",
     "Intervention": "interventions",
+    "Measured": "measured",
     "Mode": "vocabulary",
     "ModelError": "denoisers",
     "Paired": "engine",
     "Site": "interventions",
     "SourceSpec": "data.source_spec",
     "Window": "engine",
+    "data_set_of": "data.tensors",
+    "denoiser_of": "pipelines",
+    "effects": "measured",
     "find_sites": "sites",
     "load_data_set": "data.sources",
     "load_denoiser": "denoisers",
     "measure": "measuring",
+    "plot_effects": "plots",
+    "plot_heatmap": "plots",
+    "plot_profile": "plots",
     "profile_heads": "profiles",
+    "register_intervention": "head_functions",
 }
 
 __all__ = [
@@ -46,17 +59,25 @@ __all__ = [
     "Engine",
     "HeadProfiles",
     "Intervention",
+    "Measured",
     "Mode",
     "ModelError",
     "Paired",
     "Site",
     "SourceSpec",
     "Window",
+    "data_set_of",
+    "denoiser_of",
+    "effects",
     "find_sites",
     "load_data_set",
     "load_denoiser",
     "measure",
+    "plot_effects",
+    "plot_heatmap",
+    "plot_profile",
     "profile_heads",
+    "register_intervention",
 ]
 
 
