@@ -83,7 +83,10 @@ def aggregate(directory: RunDirectory) -> Aggregate:
 def registered_in(directory: RunDirectory, trials: pd.DataFrame) -> Registered:
     """What config.yaml registered."""
     known = {field.name for field in fields(StatsConfig)}
-    stats = StatsConfig(**{key: value for key, value in directory.read_config()["stats"].items() if key in known})
+    section = directory.read_config().get("stats")
+    if not isinstance(section, dict):
+        raise RunDirectoryError(f"{directory.config} does not say what was registered: it has no stats")
+    stats = StatsConfig(**{key: value for key, value in section.items() if key in known})
     rule = None
     if stats.statistic != "none" and {"images", "phase"} <= set(trials.columns):
         most = trials.loc[governed(trials), "images"].max()

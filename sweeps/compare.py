@@ -22,7 +22,7 @@ from sweeps.contrasts import contrasts, permutations_for
 from sweeps.differences import differences, factors
 from sweeps.gains import Gains, read_gains
 from sweeps.matching import CROSSABLE, CellMatch, disagreement, match_cells
-from sweeps.records import SCHEMA_VERSION, RunDirectory, RunDirectoryError, publish
+from sweeps.records import SCHEMA_VERSION, RunDirectory, RunDirectoryError, publish_bytes
 from sweeps.report.comparison_page import write_comparison_page
 from sweeps.report.wording import count
 from sweeps.units import UnitMatch, Units, match_images, match_seeds
@@ -93,7 +93,7 @@ def compare_runs(chosen: RunConfig) -> str:
         raise ConfigError(f"run.b: no cell of {b.name} and {a.name} has two units of {metric} in both")
     target = root / f"compare-{a.name[:_NAME_LETTERS]}-{b.name[:_NAME_LETTERS]}"
     target.mkdir(parents=True, exist_ok=True)
-    publish(target / "comparisons.parquet", lambda temporary: table.to_parquet(temporary, index=False))
+    RunDirectory(target).write_frame(target / "comparisons.parquet", table)
     facts = {
         "schema_version": SCHEMA_VERSION,
         "a": _about(a),
@@ -112,12 +112,13 @@ def compare_runs(chosen: RunConfig) -> str:
         "differences": differences(a.config, b.config, a.facts, b.facts),
         "over_heads": over_heads(match, a, b, pairings, metric),
     }
-    publish(target / "compare.json", lambda temporary: temporary.write_text(json.dumps(facts, indent=2) + "\n"))
+    publish_bytes(target / "compare.json", (json.dumps(facts, indent=2) + "\n").encode())
     page = write_comparison_page(target)
     counts = primary["verdict"].value_counts()
     said = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("more", "less", "same", "undecided"))
     how = "paired" if primary["paired"].all() else "independent" if not primary["paired"].any() else "partly paired"
-    return f"{count(len(primary), 'cell')} ({how}) by {metric}, {b.name} against {a.name}: {said}\nreport: {page}"
+    found = f"{count(len(primary), 'cell')} ({how}) by {metric}, {b.name} against {a.name}: {said}"
+    return "\n".join([*a.directory.damage(), *b.directory.damage(), found, f"report: {page}"])
 
 
 def open_run(key: str, given: str | None, root: Path) -> ComparedRun:

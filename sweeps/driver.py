@@ -153,6 +153,8 @@ def analyse(config: Config) -> int:
     """``mode=aggregate``: effects from the records."""
     directory = existing(config)
     found = aggregate(directory)
+    for line in directory.damage():
+        say(Console(stderr=True), line)
     say(Console(), f"{directory.effects}: {len(found.effects)} effects, {found.missing} trials not measured")
     return OK
 
@@ -161,6 +163,8 @@ def report(config: Config) -> int:
     """``mode=report``: aggregate and write the page."""
     directory = existing(config)
     aggregate(directory)
+    for line in directory.damage():
+        say(Console(stderr=True), line)
     say(Console(), str(write_report(directory.path)))
     return OK
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from circuits.circuit_sizes import NestedCircuits
 from circuits.profiles import HeadProfiles
 from circuits.sites import AttentionLayer
-from sweeps.records import RunDirectory, RunDirectoryError, publish
+from sweeps.records import RunDirectory, RunDirectoryError, publish_bytes
+from sweeps.seals import Damaged, json_bytes, json_object, parquet_bytes, read_parquet
 
 RANK = "effective_rank"
 ENERGY = "output_energy"
@@ -71,7 +71,7 @@ class ProfileStore:
         return self.folder / f"heads-{_digest(dataset)}-t{t:06d}.parquet"
 
     def has_part(self, dataset: str, t: int) -> bool:
-        return _read(self.part(dataset, t)) is not None
+        return _is_whole(self.part(dataset, t))
 
     def write_part(self, dataset: str, t: int, values: Mapping[str, Float[np.ndarray, "heads units"]]) -> None:
         """Values by name, per head and unit."""
@@ -94,7 +94,7 @@ class ProfileStore:
         return self.folder / f"circuits-{_digest(dataset)}.parquet"
 
     def has_circuits(self, dataset: str) -> bool:
-        return _read(self.circuits(dataset)) is not None
+        return _is_whole(self.circuits(dataset))
 
     def write_circuits(self, dataset: str, found: NestedCircuits) -> None:
         sizes, images = found.errors.shape
@@ -120,13 +120,13 @@ class ProfileStore:
         content = {
             "layers": plain, "datasets": list(datasets), "timesteps": list(timesteps), "complexity": complexity,
         }  # fmt: skip
-        publish(self._layers, lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
+        publish_bytes(self._layers, json_bytes(content))
 
     def read(self) -> StoredProfiles | None:
         """What was profiled; None where there is nothing, or not all of it yet.
 
         Raises:
-            RunDirectoryError: the list of what is to be there is damaged.
+            RunDirectoryError: a file is damaged.
         """
         plan = self._read_plan()
         if plan is None:
@@ -153,23 +153,29 @@ class ProfileStore:
         if not self._layers.is_file():
             return None
         try:
-            plan: dict[str, Any] = json.loads(self._layers.read_text())
+            plan = json_object(self._layers.read_bytes())
             plan["layers"], plan["datasets"], plan["timesteps"], plan["complexity"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(f"{self._layers} is damaged; delete it, and the sweep profiles again") from error
         return plan
 
     def read_frame(self, source: Path) -> pd.DataFrame | None:
-        """A table of this folder, or None where it is not there or damaged."""
+        """A table of this folder, or None where it is not there.
+
+        Raises:
+            RunDirectoryError: it is damaged.
+        """
         table = _read(source)
         return None if table is None else table.to_pandas()
+
+    def has_frame(self, source: Path) -> bool:
+        return _is_whole(source)
 
     def write_frame(self, target: Path, frame: pd.DataFrame) -> None:
         self._write(target, pa.Table.from_pandas(frame, preserve_index=False))
 
     def _write(self, target: Path, table: pa.Table) -> None:
-        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-        publish(target, lambda temporary: pq.write_table(table, temporary, **options))
+        publish_bytes(target, parquet_bytes(table))
 
 
 def _digest(name: str) -> str:
@@ -182,12 +188,24 @@ def _layer(plain: dict[str, Any]) -> AttentionLayer:
 
 
 def _read(source: Path) -> pa.Table | None:
-    """A table, or None where a byte of it is wrong (pages have checksums) or it is not there."""
+    """A table, or None where it is not there.
+
+    Raises:
+        RunDirectoryError: it is damaged.
+    """
     try:
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            return file.read()
-    except (pa.ArrowException, OSError):
+        return read_parquet(source)
+    except FileNotFoundError:
         return None
+    except (OSError, Damaged) as error:
+        raise RunDirectoryError(f"{source} is damaged; the command of its sweep, run again, profiles again") from error
+
+
+def _is_whole(source: Path) -> bool:
+    try:
+        return _read(source) is not None
+    except RunDirectoryError:
+        return False
 
 
 def _values(table: pa.Table | None) -> dict[str, Float[np.ndarray, "heads units"]] | None:

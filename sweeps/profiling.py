@@ -115,7 +115,7 @@ def with_types(config: Config, subject: Subject, plan: Plan, store: ProfileStore
     trials, sets = type_trials(config, subject, stored.heads, types)
     if write:
         store.write_frame(store.sets, sets)
-        if store.read_frame(store.maps) is None and config.sweep.profile.map_heads:
+        if not store.has_frame(store.maps) and config.sweep.profile.map_heads:
             with said("maps of attention"):
                 store.write_frame(store.maps, maps(config, subject, types))
     known = {trial.trial_id for trial in plan.trials}

@@ -7,19 +7,18 @@ readers drop the duplicates.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
+
+from sweeps.seals import Damaged, json_bytes, json_object, parquet_bytes, parquet_table, yaml_bytes, yaml_value
 
 SCHEMA_VERSION = 1
 MEASUREMENTS = pa.schema(
@@ -32,6 +31,8 @@ MEASUREMENTS = pa.schema(
     ]
 )
 KEY = ["trial_id", "unit", "metric"]
+
+T = TypeVar("T")
 
 
 class RunDirectoryError(RuntimeError):
@@ -69,6 +70,7 @@ class RunDirectory:
         self.failures = self.path / "failures.parquet"
         self.run = self.path / "run.json"
         self.progress = self.path / "progress.json"
+        self._damaged: set[str] = set()
         self._trials_in: dict[str, tuple[str, ...]] = {}
 
     def create(self, *folders: Path) -> None:
@@ -97,19 +99,23 @@ class RunDirectory:
             part.rename(part.with_suffix(".damaged"))
         return damaged
 
+    def damage(self) -> list[str]:
+        """A line for each part that was found damaged so far: what was computed from the parts lacks it."""
+        told = "damaged, does not count; the sweep's command, run again, measures its trials again"
+        return [f"{self.records / name}: {told}" for name in sorted(self._damaged)]
+
     # measurements
 
     def write_part(self, lease_id: str, measurements: pa.Table) -> Path:
         """Publish a lease's measurements: temporary name, sync, rename."""
         target = self.records / f"{lease_id}-{uuid.uuid4().hex[:8]}.parquet"
-        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-        publish(target, lambda temporary: pq.write_table(measurements, temporary, **options))
+        publish_bytes(target, parquet_bytes(measurements))
         return target
 
     def tables(self) -> Iterator[pa.Table]:
         """The intact parts, one at a time, with ``trial_id`` and ``metric`` dictionary-encoded."""
         for part in self._listed():
-            table = _intact(part)
+            table = self._intact(part)
             if table is not None:
                 yield table
 
@@ -120,11 +126,19 @@ class RunDirectory:
     def _trials_of(self, part: Path) -> tuple[str, ...] | None:
         """Its trials, or None where it is damaged. A part is read once for this: it never changes."""
         if part.name not in self._trials_in:
-            table = _intact(part)
+            table = self._intact(part)
             if table is None:
                 return None
             self._trials_in[part.name] = tuple(table.column("trial_id").unique().to_pylist())
         return self._trials_in[part.name]
+
+    def _intact(self, part: Path) -> pa.Table | None:
+        """A part's measurements, or None where a byte of it is wrong or missing."""
+        try:
+            return parquet_table(part.read_bytes(), MEASUREMENTS.names, ["trial_id", "metric"])
+        except (Damaged, OSError):
+            self._damaged.add(part.name)
+            return None
 
     def measurements(self) -> pd.DataFrame:
         """Every measurement once."""
@@ -138,32 +152,36 @@ class RunDirectory:
     # the files around them
 
     def write_config(self, plain: dict[str, Any]) -> None:
-        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        publish(self.config, lambda temporary: temporary.write_text(text))
+        publish_bytes(self.config, yaml_bytes(plain))
 
     def read_config(self) -> dict[str, Any]:
         """
         Raises:
-            RunDirectoryError: nothing was run here yet.
+            RunDirectoryError: nothing was run here yet, or it is damaged.
         """
-        try:
-            return yaml.safe_load(self.config.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise RunDirectoryError(f"{self.path} holds no run: config.yaml cannot be read") from error
+        config = self._opened(self.config, yaml_value)
+        return config if isinstance(config, dict) else {}
 
     def write_frame(self, target: Path, frame: pd.DataFrame) -> None:
-        publish(target, lambda temporary: frame.to_parquet(temporary, index=False))
+        publish_bytes(target, parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False)))
 
     def read_frame(self, source: Path) -> pd.DataFrame:
         """
         Raises:
             RunDirectoryError: it is not there, or damaged.
         """
+        return self._opened(source, parquet_table).to_pandas()
+
+    def _opened(self, source: Path, read: Callable[[bytes], T]) -> T:
+        """What a file holds, in one line of error where it holds nothing."""
         try:
-            # Without partitioning: a folder named ``seed=1`` would become a column.
-            return pq.read_table(source, partitioning=None).to_pandas()
-        except (OSError, pa.ArrowException) as error:
+            return read(source.read_bytes())
+        except OSError as error:
             raise RunDirectoryError(f"{self.path} holds no run: {source.name} cannot be read") from error
+        except Damaged as error:
+            raise RunDirectoryError(
+                f"{source} is damaged, or was edited; the command of its sweep, run again, writes it anew"
+            ) from error
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
         rows = [vars(f) for f in failures]
@@ -183,8 +201,7 @@ class RunDirectory:
     def write_run(self, facts: dict[str, Any]) -> None:
         """Merge into run.json, which grows over the life of a run."""
         merged = self.read_run() | facts | {"schema_version": SCHEMA_VERSION}
-        text = json.dumps(merged, indent=2, default=str) + "\n"
-        publish(self.run, lambda temporary: temporary.write_text(text))
+        publish_bytes(self.run, json_bytes(merged))
 
     def read_run(self) -> dict[str, Any]:
         """
@@ -194,10 +211,10 @@ class RunDirectory:
         if not self.run.is_file():
             return {}
         try:
-            facts = json.loads(self.run.read_text())
+            facts = json_object(self.run.read_bytes())
             written_by = int(facts.get("schema_version", SCHEMA_VERSION))
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunDirectoryError(f"{self.run} is damaged; delete it to go on without it") from error
+        except (OSError, TypeError, ValueError) as error:
+            raise RunDirectoryError(f"{self.run} is damaged, or was edited; delete it to go on without it") from error
         if written_by > SCHEMA_VERSION:
             raise RunDirectoryError(
                 f"{self.path} was written by a newer version (schema {written_by}, this one knows {SCHEMA_VERSION})"
@@ -220,18 +237,6 @@ def measurement_table(
         },
         schema=MEASUREMENTS,
     )
-
-
-def _intact(part: Path) -> pa.Table | None:
-    """A part's measurements, or None where a byte of them is wrong (pages have checksums) or missing."""
-    try:
-        with pq.ParquetFile(
-            part, read_dictionary=["trial_id", "metric"], page_checksum_verification=True, pre_buffer=False
-        ) as file:
-            table = file.read(MEASUREMENTS.names, use_threads=False)  # parts are small: threads take longer
-    except (pa.ArrowException, OSError):
-        return None
-    return table if table.schema.names == MEASUREMENTS.names else None
 
 
 def publish(target: Path, write: Callable[[Path], Any], synced: bool = True) -> None:
@@ -258,6 +263,11 @@ def publish(target: Path, write: Callable[[Path], Any], synced: bool = True) -> 
     except BaseException:
         _discard(temporary)
         raise
+
+
+def publish_bytes(target: Path, content: bytes) -> None:
+    """``publish`` of what a file is to hold."""
+    publish(target, lambda temporary: temporary.write_bytes(content))
 
 
 def _sync_folder(folder: Path) -> None:

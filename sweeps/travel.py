@@ -17,11 +17,10 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweeps.records import publish
+from sweeps.records import publish_bytes
 from sweeps.run import RunnerSpec, SubjectSpec
 
 PIECE_BYTES = 32 * 2**20
@@ -222,8 +221,4 @@ def deliver(files: Mapping[str, bytes], run_dir: Path) -> None:
     for name, content in files.items():
         if not _COMES_BACK.fullmatch(name):
             raise ValueError(f"a worker sent a file that is no record and no sample: {name!r}")
-        publish(run_dir / name, partial(_write, content))
-
-
-def _write(content: bytes, target: Path) -> None:
-    target.write_bytes(content)
+        publish_bytes(run_dir / name, content)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from sweeps import comparison_names as names
+from sweeps.records import RunDirectory
 from sweeps.report import wording
 from sweeps.report.reported_run import ReportedRun
 
@@ -209,9 +210,10 @@ def read_profiled(run: ReportedRun) -> Profiled | None:
     """None where the run profiled no heads."""
     if not (run.path / "heads.parquet").is_file():
         return None
+    directory = RunDirectory(run.path)
     tables = [run.path / "profiles" / name for name in ("maps.parquet", "sets.parquet")]
-    maps, sets = (pd.read_parquet(table) if table.is_file() else pd.DataFrame() for table in tables)
-    return Profiled(pd.read_parquet(run.path / "heads.parquet"), maps, sets, run.comparisons, run.stats.alpha)
+    maps, sets = (directory.read_frame(table) if table.is_file() else pd.DataFrame() for table in tables)
+    return Profiled(directory.read_frame(directory.heads), maps, sets, run.comparisons, run.stats.alpha)
 
 
 def _split(groups: pd.Series) -> dict[str, pd.Series]:

@@ -156,7 +156,7 @@ def read_run(path: Path) -> ReportedRun:
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    table = pd.read_parquet(path)
+    table = RunDirectory(path.parent).read_frame(path)
     absent = [column for column in columns if column not in table]
     if absent:
         raise RunDirectoryError(f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(table.columns)}")

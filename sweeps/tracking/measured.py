@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+
+from sweeps.seals import Damaged, read_parquet
 
 COLUMNS = ["trial_id", "unit", "metric", "baseline", "ablated"]
 
@@ -55,8 +56,8 @@ class RecordIndex:
             self.rows, self._parts_of, self._read = {}, {}, set()
         for part in sorted(present - self._read):
             try:
-                column = pq.read_table(part, columns=["trial_id"], partitioning=None)["trial_id"]
-            except (OSError, pa.ArrowException, KeyError):
+                column = read_parquet(part, COLUMNS)["trial_id"]
+            except (OSError, Damaged):
                 continue
             self._read.add(part)
             for entry in pc.value_counts(column.cast(pa.string()).combine_chunks()).to_pylist():
@@ -73,7 +74,7 @@ class RecordIndex:
         if not wanted:
             return {}
         parts = sorted({part for trial in wanted for part in self._parts_of[trial]})
-        frames = [_rows_of(pq.read_table(part, columns=COLUMNS, partitioning=None), wanted) for part in parts]
+        frames = [_rows_of(read_parquet(part, COLUMNS), wanted) for part in parts]
         frame = pd.concat(frames, ignore_index=True).drop_duplicates(["trial_id", "unit", "metric"])
         return _reduce(frame)
 

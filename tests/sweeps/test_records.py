@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from sweeps.records import (
     measurement_table,
     publish,
 )
+from sweeps.seals import Damaged, parquet_table
 from tests.sweeps.tiny import FAILURE_COLUMNS, RECORD_COLUMNS, environment
 
 UNITS = 3
@@ -106,6 +108,67 @@ def _spoil_last_page(content: bytes) -> bytes:
     end = chunk.file_offset + chunk.total_compressed_size if chunk.file_offset else 0
     end = max(end, (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size)
     return content[: end - 2] + bytes([content[end - 2] ^ 1]) + content[end - 1 :]
+
+
+def test_any_byte_that_is_wrong_missing_or_too_many_makes_a_part_damaged(directory: RunDirectory) -> None:
+    """Each one of them, the footer's and the seal's too: pages alone have checksums in Parquet."""
+    part = directory.write_part("lease", table("a", "b"))
+    content, rng = part.read_bytes(), np.random.default_rng(0)
+    flips = rng.integers(1, 256, len(content))
+    for place, flip in enumerate(flips.tolist()):
+        before, byte, after = content[:place], content[place], content[place + 1 :]
+        for spoilt in (bytes([byte ^ flip]), b"", bytes([byte, flip])):
+            with pytest.raises(Damaged):
+                parquet_table(before + spoilt + after, MEASUREMENTS.names)
+    for end in range(len(content)):
+        with pytest.raises(Damaged):
+            parquet_table(content[:end])
+    assert parquet_table(content, MEASUREMENTS.names).to_pylist() == table("a", "b").to_pylist()
+
+
+def test_parts_of_versions_before_seals_are_read_and_their_pages_checked(directory: RunDirectory) -> None:
+    old = directory.records / "lease-0.parquet"
+    pq.write_table(table("a"), old, compression="zstd", write_page_checksum=True)
+    assert directory.recorded() == {"a"}
+    assert len(directory.measurements()) == UNITS
+    content, rng = old.read_bytes(), np.random.default_rng(0)
+    for place in rng.choice(len(content), 300, replace=False).tolist():
+        old.write_bytes(content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :])
+        RunDirectory(directory.path).measurements()  # whatever it is, no exception
+    assert directory.clean() == [], "what was read once is not read again"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "trials.parquet"])
+def test_a_file_that_was_changed_is_said_and_one_without_a_seal_is_read(directory: RunDirectory, name: str) -> None:
+    plain = {"seed": 12, "nested": {"a": [1, 2]}, "text": "ünïcode: #"}
+    file = directory.path / name
+    directory.write_config(plain)
+    directory.write_run(plain)
+    directory.write_frame(directory.trials, pd.DataFrame([plain]))
+
+    def read() -> object:
+        if name == "config.yaml":
+            return directory.read_config()["seed"]
+        return directory.read_run()["seed"] if name == "run.json" else directory.read_frame(file)["seed"][0]
+
+    assert read() == 12
+    content = file.read_bytes()
+    for spoilt in (content.replace(b"c", b"d", 1), content[:-3], content[:50], content[10:], content + b" ", b"\0"):
+        file.write_bytes(spoilt)
+        with pytest.raises(
+            RunDirectoryError, match=rf"^\S+{name} is damaged, or was edited; .* to go on|writes it anew"
+        ):
+            read()
+    file.write_bytes({
+        "config.yaml": b"seed: 12", "run.json": b'{"seed": 12}',
+    }.get(name) or _unsealed(pd.DataFrame([plain])))  # fmt: skip
+    assert read() == 12, "from a version before seals"
+
+
+def _unsealed(frame: pd.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    frame.to_parquet(sink)
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -210,14 +273,12 @@ def test_a_full_disk_is_said_in_one_line_and_costs_nothing_recorded(
     assert len(os.listdir(directory.records)) == 1, "the half-written file is gone"
 
 
-def test_a_disk_that_fills_up_while_parquet_is_written(
-    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: object, where: Path, **__: object) -> NoReturn:
-        where.write_bytes(b"half")
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(where: Path, content: bytes) -> NoReturn:
+        where.write_text(content[:100].decode("latin-1"))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(GaveOut, match="No space left on device"):
         directory.write_part("b", table("b"))
     assert os.listdir(directory.records) == []
@@ -266,7 +327,7 @@ def test_a_newer_version_is_refused(directory: RunDirectory) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema_version": "x"}'])
 def test_a_damaged_run_json_is_said(directory: RunDirectory, content: str) -> None:
     directory.run.write_text(content)
-    with pytest.raises(RunDirectoryError, match=r"run\.json is damaged; delete it"):
+    with pytest.raises(RunDirectoryError, match=r"run\.json is damaged, or was edited; delete it"):
         directory.read_run()
 
 
