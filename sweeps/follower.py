@@ -26,7 +26,8 @@ class Follower:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop()
+        if self._stop() and self._tracker is not None:
+            self._tracker.close()
 
     def trial_done(self, trial_id: str) -> None:
         """The trial's measurements and samples are on disk."""

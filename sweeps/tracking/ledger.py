@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, run_dir: Path) -> None:
         self.entries: dict[str, Entry] = {}
         path = run_dir / FILE
-        self._file: TextIO = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open until close())
+        self._file: TextIO = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open until close())
         try:
             _lock(self._file)
         except OSError:

@@ -72,6 +72,9 @@ class Tracker:
         assert self._outcome is not None
         return self._outcome
 
+    def close(self) -> None:
+        """Let go of the run directory without finishing."""
+
 
 class WandbTracker(Tracker):
     def __init__(self, plan: Plan, ledger: Ledger, settings: TrackerSettings, mode: str, note: str) -> None:
@@ -118,6 +121,10 @@ class WandbTracker(Tracker):
             self._outcome = self._make_outcome()
             self._writer.close()
         return self._outcome
+
+    def close(self) -> None:
+        if self._outcome is None:
+            self._writer.close()
 
     # Which trials
 
