@@ -32,6 +32,7 @@ from sweeps.config import (
     as_list,
     source_specs,
 )
+from sweeps.logins import has_login
 from sweeps.profile_config import profile_problem
 from sweeps.search_config import search_problem
 
@@ -74,6 +75,8 @@ def typed(composed: DictConfig) -> Config:
     for key, text in _texts(OmegaConf.to_container(composed, resolve=False)):
         if re.search(r"\$\{[^}]*:", text):  # a secret of the environment would be written to config.yaml
             raise ConfigError(f"{key}: expected a value or a reference as ${{sweep.seed}}; {text!r} calls a function")
+        if has_login(text):
+            raise ConfigError(f"{key}: expected an address without a login, which would be written to config.yaml")
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:

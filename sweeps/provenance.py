@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from sweeps.logins import without_login
+
 _PACKAGES = ("circuit-sweep", "torch", "diffusers", "ray", "wandb", "numpy", "scipy", "pandas", "pyarrow", "hydra-core")
 
 
@@ -40,9 +42,9 @@ def device_name(device: torch.device) -> str:
 
 
 def shell_command() -> str:
-    """What to type to run this again."""
+    """What to type to run this again; goes into run.json and W&B, so logins are hidden."""
     program = Path(sys.argv[0]).name
-    return shlex.join([*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]])
+    return shlex.join([*(["python"] if program.endswith(".py") else []), program, *map(without_login, sys.argv[1:])])
 
 
 def now() -> str:

@@ -21,8 +21,10 @@ from rich.console import Console
 
 import launch
 from sweeps.composition import schema_keys
+from sweeps.logins import has_login, without_login
 from sweeps.plan import Trial, make_plan
 from sweeps.progress import SweepProgress
+from sweeps.provenance import shell_command
 from sweeps.records import RunDirectory
 from sweeps.travel import FileServer, Item, Luggage, all_pieces, deliver, fetch
 from tests.sweeps.fake_subject import fake_subject
@@ -199,6 +201,46 @@ def test_no_secret_of_the_environment_is_in_any_file_or_line(settings: list[str]
     assert "api_key" not in (directory.path / "config.yaml").read_text().lower()
     assert set(yaml.safe_load(directory.config.read_text())) <= set(schema_keys())
     assert "environ" not in json.loads(directory.run.read_text())
+
+
+ADDRESSES = [
+    "s3://AKIA5:hush-hush@bucket/runs",
+    "https://hush-hush@host/x",
+    "gs://bucket/x?secret_key=hush-hush&region=a",
+    "s3://bucket?region=a&session_token=hush-hush",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("key", ["run.root", "model.path", "data.root", "cluster.address", "tracker.project"])
+def test_an_address_with_a_login_is_refused_and_not_repeated(key: str, address: str) -> None:
+    problem = launch._problem([f"{key}='{address}'"])
+    assert problem == f"{key}: expected an address without a login, which would be written to config.yaml"
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a", "ray://host:10001", "me@host", "gs://b/x?region=a", "a/b@c"])
+def test_an_address_without_a_login_is_none(address: str) -> None:
+    assert not has_login(address)
+    assert without_login(f"run.root={address}") == f"run.root={address}"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *(f"run.root={address}" for address in ADDRESSES),
+        "hydra.job.env_set.WANDB_API_KEY=hush-hush",
+        "+hydra.job.env_set.AWS_SECRET_ACCESS_KEY='hush-hush'",
+        "tracker.apikey=hush-hush",
+        "x.password=hush-hush=",
+    ],
+)
+def test_a_repeated_command_line_hides_logins(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written to run.json, and said where a run was interrupted."""
+    monkeypatch.setattr(sys, "argv", ["launch.py", "sweep=smoke", argument, "sweep.heads=[0,3]"])
+    said = shell_command()
+    assert "hush" not in said
+    assert said.startswith(f"python launch.py sweep=smoke '{argument.partition('=')[0]}=")
+    assert said.endswith("'sweep.heads=[0,3]'")
 
 
 # Command lines at random
