@@ -249,6 +249,7 @@ def existing(config: Config) -> RunDirectory:
         root = Path(config.run.root)
         others = sorted(p.name for p in root.iterdir() if (p / "trials.parquet").is_file()) if root.is_dir() else []
         raise ConfigError(f"run.name: no run {directory.path}{nearest(directory.path.name, others)}")
+    directory.read_run()  # refuses what a newer version wrote
     return directory
 
 
