@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import queue
-import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.tracking.contents import RunContent
+from sweeps.tracking.contents import Artifact, Picture, RunContent
 
 if TYPE_CHECKING:
     import wandb
@@ -49,24 +49,50 @@ def write_run(content: RunContent, target: Target) -> Path:
         name=content.name,
         job_type=content.job_type,
         tags=content.tags,
-        config=dict(content.config),
+        notes=content.notes or None,
+        config={**content.config, "kind": content.job_type},
         mode="offline",
         settings=_lean_settings(target),
     )
     folder = Path(run.settings.sync_dir)
+    media = _media(content)
     try:
-        if "timestep" in content.values:
-            # Trials of one head line up over the diffusion process, window after window, in one chart.
-            run.define_metric("timestep", hidden=True)
-            run.define_metric("*", step_metric="timestep")
-        run.log(_logged(content))
-        if content.files:
-            run.log_artifact(_artifact(content, target))
+        _define_metrics(run, content)
+        rows: list[dict[str, Any]] = [dict(row) for row in content.history] or [{}]
+        rows[-1] |= media
+        for row in rows:
+            if row:
+                run.log(row)
+        if content.summary:
+            run.summary.update(dict(content.summary))
+        for used in content.uses:
+            # What use_artifact does with an artifact that has no version yet; itself it refuses offline.
+            run._log_artifact(_artifact(used), is_user_created=True, use_after_commit=True)
+        for made in content.makes:
+            run.log_artifact(_artifact(made))
     except BaseException:
         run.finish(exit_code=1)
         raise
     run.finish()
+    for logged in media.values():
+        _tidy(logged)
     return folder
+
+
+def _tidy(logged: Any) -> None:
+    """Delete what a table was written to on its way into the run; wandb leaves it until the process ends."""
+    written = getattr(getattr(logged, "table", logged), "_artifact_target", None)
+    if written is not None and written.artifact._tmp_dir is not None:
+        written.artifact._tmp_dir.cleanup()
+
+
+def _define_metrics(run: wandb.Run, content: RunContent) -> None:
+    """Windows line up over the diffusion process, in every chart; and what of them the run table shows."""
+    if any("timestep" in row for row in content.history):
+        run.define_metric("timestep", hidden=True)
+        for metric, shown in content.summaries.items():
+            run.define_metric(metric, step_metric="timestep", summary=shown)
+        run.define_metric("*", step_metric="timestep")
 
 
 def _lean_settings(target: Target) -> wandb.Settings:
@@ -99,35 +125,50 @@ def _lean_settings(target: Target) -> wandb.Settings:
     )
 
 
-def _logged(content: RunContent) -> dict[str, Any]:
+def _media(content: RunContent) -> dict[str, Any]:
     import wandb
 
-    logged: dict[str, Any] = dict(content.values)
+    media: dict[str, Any] = {}
     for key, pictures in content.pictures.items():
-        images = [wandb.Image(picture.path, caption=picture.caption) for picture in pictures]
+        images = [_image(picture) for picture in pictures]
         if images:
-            logged[key] = images if len(images) > 1 else images[0]
+            media[key] = images if len(images) > 1 else images[0]
     for key, table in content.tables.items():
-        # Mixed types: wandb would otherwise check every cell of a column against the cells before it.
-        made = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows], allow_mixed_types=True)
-        logged[key] = made
-        if table.bar:
-            label, value = table.bar
-            bars = wandb.Table(columns=[label, value], data=[[*pair] for pair in zip(*_columns(table, label, value))])
-            logged[f"{key}_chart"] = wandb.plot.bar(bars, label, value, title=key)
-    return logged
+        rows = [[_image(cell) if isinstance(cell, Picture) else cell for cell in row] for row in table.rows]
+        media[key] = wandb.Table(columns=list(table.columns), data=rows)
+    for key, bars in content.bars.items():
+        ranked = wandb.Table(columns=[bars.label, bars.value], data=[list(row) for row in bars.rows])
+        media[key] = wandb.plot.bar(ranked, bars.label, bars.value, title=key)
+    for key, chart in content.lines.items():
+        xs = [[x for x, _ in points] for points in chart.lines.values()]
+        ys = [[y for _, y in points] for points in chart.lines.values()]
+        media[key] = wandb.plot.line_series(xs, ys, keys=list(chart.lines), title=key, xname=chart.x)
+    if content.maps:
+        from sweeps.tracking.figure import Figure
+
+        media |= {key: Figure(figure) for key, figure in content.maps.items()}
+    return media
 
 
-def _columns(table: Any, *names: str) -> list[list[Any]]:
-    return [[row[list(table.columns).index(name)] for row in table.rows] for name in names]
-
-
-def _artifact(content: RunContent, target: Target) -> wandb.Artifact:
+def _image(picture: Picture) -> wandb.Image:
     import wandb
 
-    artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "-", f"report-{target.group}")[:128], type="report")
+    return wandb.Image(str(picture.path), caption=picture.caption)
+
+
+def _artifact(content: Artifact) -> wandb.Artifact:
+    import wandb
+
+    artifact = wandb.Artifact(
+        content.name, content.type, description=content.description, metadata=dict(content.metadata)
+    )
     for name, path in content.files.items():
         artifact.add_file(str(path), name=name, skip_cache=True)
+    # What is added is copied. (Artifact.new_file leaves its folder to the end of the process.)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in content.texts.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+            artifact.add_file(str(Path(folder) / name), name=name, skip_cache=True)
     return artifact
 
 

@@ -10,18 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from sweeps.tracking.client import Target
-from sweeps.tracking.contents import GroupKey, Plan, group_of, group_run, is_control, trial_run
+from sweeps.tracking.heads import head_runs
 from sweeps.tracking.ledger import Ledger
 from sweeps.tracking.measured import Measured, RecordIndex
+from sweeps.tracking.outcomes import Outcomes
+from sweeps.tracking.plan import Key, Plan, group_of, is_control
 from sweeps.tracking.settings import TrackerSettings, TrackOutcome, one_line, resolve_mode
-from sweeps.tracking.summary import summary_run
+from sweeps.tracking.summary import records_run, summary_run
+from sweeps.tracking.trials import group_run, trial_content, trial_run
 from sweeps.tracking.upload import Uploader, is_uploaded
 from sweeps.tracking.writer import RunWriter
 
 CHUNK = 256
 """Trials reduced at once."""
-FOREVER = float("inf")
+AT_FIRST, SHARE = 5.0, 0.1
+"""While a sweep runs, seconds for writing runs: at first, and of the time that passes. The rest is written last."""
+FOR_HEADS = 0.2
+"""Of the time at the end, for runs over the diffusion process."""
 A_DAY = 86_400.0
 
 
@@ -86,9 +94,11 @@ class WandbTracker(Tracker):
         target = Target(plan.run_dir, settings.project, settings.entity, plan.name, settings.init_timeout)
         self._writer = RunWriter(target, ledger)
         self._index = RecordIndex(plan.run_dir / "records")
+        self._outcomes = Outcomes(pd.DataFrame(), plan.metric)
         self._uploader = Uploader(target.wandb_dir, settings.upload_every)
         self._uploader.add(self._left_on_disk())
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._started, self._spent = time.monotonic(), 0.0
         self._waiting: set[str] = set()
         self._called: set[str] = set()
         ablations = sum(not is_control(axes) for axes in plan.trials.values())
@@ -108,15 +118,23 @@ class WandbTracker(Tracker):
             trial = self._done.get()
             self._waiting.add(trial)
             self._called.add(trial)
-        written = self._guarded(lambda: self._log_recorded(self._ready, FOREVER)) or 0
+        started = time.monotonic()
+        left = AT_FIRST + SHARE * (started - self._started) - self._spent
+        written = self._guarded(lambda: self._log_recorded(self._ready, started + left)) or 0 if left > 0 else 0
+        self._spent += time.monotonic() - started
         self._upload(self._uploader.step)
         return written
 
     def finish(self) -> TrackOutcome:
         if self._outcome is None:
             deadline = time.monotonic() + self._settings.finish_timeout
-            self._guarded(lambda: self._log_recorded(self._recorded, deadline))
-            self._guarded(self._log_summary)
+            self._index.scan()
+            self._outcomes = Outcomes.read(self._plan.run_dir, self._plan.metric)
+            for_trials = deadline - FOR_HEADS * self._settings.finish_timeout
+            self._guarded(lambda: self._log_recorded(self._recorded, for_trials, final=True))
+            self._guarded(lambda: self._log_heads(deadline))
+            # Last, because viewers list the newest first; and whatever the time is.
+            self._guarded(self._log_whole)
             self._upload(lambda: self._uploader.drain(deadline))
             self._outcome = self._make_outcome()
             self._writer.close()
@@ -148,39 +166,48 @@ class WandbTracker(Tracker):
 
     # Logging
 
-    def _log_recorded(self, choose: Callable[[], list[str]], deadline: float) -> int:
+    def _log_recorded(self, choose: Callable[[], list[str]], deadline: float, final: bool = False) -> int:
+        """Write what W&B does not show yet; unless `final`, a run that lacks only what was found may stay as it is."""
         self._index.scan()
         chosen = choose()
-        written = self._log_trials([trial for trial in chosen if not self._in_group(trial)], deadline)
-        return written + self._log_groups([trial for trial in chosen if self._in_group(trial)], deadline)
+        written = self._log_trials([trial for trial in chosen if not self._in_group(trial)], deadline, final)
+        return written + self._log_groups([trial for trial in chosen if self._in_group(trial)], deadline, final)
 
     def _in_group(self, trial: str) -> bool:
         """Whether a run of its layer and window shows the trial; controls, being many, have none of their own."""
         return self._by_group or is_control(self._plan.trials[trial])
 
-    def _log_trials(self, trials: list[str], deadline: float) -> int:
-        rows, written = self._index.rows, 0
-        new = [trial for trial in trials if not self._writer.has(self._plan.trial_id(trial), str(rows[trial]))]
-        for trial, found in self._measured(new, deadline):
-            written += self._write(trial_run(self._plan, trial, found, self._settings.samples))
-        return written
+    def _is_logged(self, run_id: str, trials: list[str], final: bool) -> bool:
+        rows = sum(self._index.rows[trial] for trial in trials)
+        if final:
+            return self._writer.has(run_id, trial_content(rows, self._outcomes, trials))
+        return self._writer.shows(run_id, rows)
 
-    def _log_groups(self, trials: list[str], deadline: float) -> int:
-        rows, written = self._index.rows, 0
-        groups: dict[GroupKey, list[str]] = {}
+    def _log_trials(self, trials: list[str], deadline: float, final: bool) -> int:
+        new = [trial for trial in trials if not self._is_logged(self._plan.trial_id(trial), [trial], final)]
+        runs = (
+            trial_run(self._plan, trial, found, self._outcomes, self._settings.samples)
+            for trial, found in self._measured(new, deadline)
+        )
+        return sum(map(self._write, runs))
+
+    def _log_groups(self, trials: list[str], deadline: float, final: bool) -> int:
+        written = 0
+        groups: dict[Key, list[str]] = {}
         for trial in trials:
             groups.setdefault(group_of(self._plan.trials[trial]), []).append(trial)
         groups = {
             key: members
             for key, members in groups.items()
-            if not self._writer.has(self._plan.group_id(key), str(sum(rows[trial] for trial in members)))
+            if not self._is_logged(self._plan.group_id(key), members, final)
         }
-        parts: dict[GroupKey, dict[str, Measured]] = {key: {} for key in groups}
+        parts: dict[Key, dict[str, Measured]] = {key: {} for key in groups}
         for trial, found in self._measured([trial for members in groups.values() for trial in members], deadline):
             key = group_of(self._plan.trials[trial])
             parts[key][trial] = found
             if len(parts[key]) == len(groups[key]):
-                written += self._write(group_run(self._plan, key, parts.pop(key), self._settings.samples))
+                group = group_run(self._plan, key, parts.pop(key), self._outcomes, self._settings.samples)
+                written += self._write(group)
         return written
 
     def _measured(self, trials: list[str], deadline: float) -> Iterator[tuple[str, Measured]]:
@@ -192,8 +219,16 @@ class WandbTracker(Tracker):
                     return
                 yield trial, found
 
-    def _log_summary(self) -> None:
-        self._write(summary_run(self._plan, len(self._recorded()), self._settings.samples), patience=2)
+    def _log_whole(self) -> None:
+        recorded = len(self._recorded())
+        self._write(records_run(self._plan, recorded), patience=2)
+        self._write(summary_run(self._plan, recorded, self._settings.samples), patience=2)
+
+    def _log_heads(self, deadline: float) -> None:
+        for run in head_runs(self._plan, self._outcomes, self._settings.max_trial_runs):
+            if self._writer.gave_up or time.monotonic() > deadline:
+                return
+            self._write(run)
 
     def _write(self, *arguments: Any, **options: Any) -> int:
         folder = self._writer.write(*arguments, **options)

@@ -101,8 +101,9 @@ class Uploader:
             self.failure = f"wandb sync did not end within {allowed:.0f} s"
         self._process = None
         arrived = [run for run in self._batch if is_uploaded(run)]
-        self._works = bool(arrived)
-        if not arrived:
+        self._works = self._works or bool(arrived)
+        # A run that was written again meanwhile has gone, and comes again; that is no failure.
+        if not arrived and any(run.is_dir() for run in self._batch):
             self.failure = self.failure or self._first_error()
         missing = set(self._batch).difference(arrived)
         self._queue += [run for run in self._batch if run in missing and self._attempts[run] < ATTEMPTS]

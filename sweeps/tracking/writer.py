@@ -14,7 +14,9 @@ from sweeps.tracking.settings import one_line
 
 ERRORS_IN_A_ROW = 5
 HANGS = 2
-FOLDER = re.compile(r"offline-run-\d+_\d+-(?P<id>(trial|group|summary)-[0-9a-f]{16})(-\d+)?")
+FOLDER = re.compile(
+    r"offline-run-\d+_\d+-(?P<id>(trial|group|head|layer|records|summary)-([^/]+-)?[0-9a-f]{16})(-\d+)?"
+)
 
 
 class RunWriter:
@@ -41,6 +43,11 @@ class RunWriter:
         if entry is None or entry.content != content:
             return False
         return entry.uploaded or (self.target.run_dir / entry.path).is_dir()
+
+    def shows(self, run_id: str, rows: int) -> bool:
+        """Whether the run shows this many measurements, with or without what was found of them."""
+        entry = self.ledger.entries.get(run_id)
+        return entry is not None and self.has(run_id, entry.content) and entry.content.split("/")[0] == str(rows)
 
     def write(self, content: RunContent, patience: float = 1) -> Path | None:
         """The folder of the new W&B run; None where the same run exists or could not be written."""

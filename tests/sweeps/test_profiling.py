@@ -37,7 +37,7 @@ from sweeps.plan import Subject, make_plan
 from sweeps.profiles import ProfileStore
 from sweeps.records import GaveOut, RunDirectory
 from sweeps.run import SubjectSpec
-from sweeps.tracking import contents as tracked
+from sweeps.tracking import plan as tracked
 from sweeps.tracking.summary import summary_run
 from tests.circuits.planted_heads import NOISE, PLANTED, planted_denoiser
 from tests.sweeps.tiny import COMPARISON_COLUMNS, composed, duplicated_trials, run_whole
@@ -293,9 +293,11 @@ def test_the_tracker_gets_the_table_of_heads_and_keeps_sets_apart(run: tuple[Con
     plan = tracked.Plan.read(directory.path)
     content = summary_run(plan, len(plan.trials), samples=False)
     heads = pd.read_parquet(directory.heads)
-    assert content.tables["heads"].columns == list(heads.columns)
-    assert len(content.tables["heads"].rows) == len(heads)
-    assert content.files["heads.parquet"] == directory.heads
+    assert list(content.tables["tables/heads"].columns) == list(heads.columns)
+    assert len(content.tables["tables/heads"].rows) == len(heads)
+    assert {"heads.parquet": directory.heads}.items() <= {
+        n: f for a in content.makes for n, f in a.files.items()
+    }.items()
     of_sets = {name: axes for name, axes in plan.trials.items() if axes["phase"] in (TYPES, TYPES_CONTROL)}
     assert of_sets
     assert all(tracked.is_control(axes) for axes in of_sets.values())

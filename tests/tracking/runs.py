@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from sweeps.tracking import TrackerSettings
-from sweeps.tracking.contents import Plan
+from sweeps.tracking.plan import Plan
 
 UNITS = 5
 FACTORS = {"noise_mse": 1.25, "edge": 0.5, "luminance": 1.0}  # ablated / baseline, the same for every unit
@@ -24,11 +24,15 @@ OFFLINE = TrackerSettings(mode="offline")
 KEY = "0123456789abcdef" * 2 + "01234567"
 
 
-def make_run(run_dir: Path, trials: int = 3) -> Path:
-    """A run directory with planned trials: head i, window i % 2; nothing recorded yet."""
+def make_run(run_dir: Path, trials: int = 3, heads: int = 1_000) -> Path:
+    """A run directory with planned trials: head i, window i % 2; nothing recorded yet.
+
+    With fewer heads each has both windows: head i // 2.
+    """
     for folder in ("records", "samples", "report/figures"):
         (run_dir / folder).mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump({"run": {"name": run_dir.name}, "sweep": {"seed": 7}}))
+    config = {"run": {"name": run_dir.name}, "sweep": {"seed": 7}, "stats": {"metric": "noise_mse"}}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [
         {
             "trial_id": f"trial{i:03d}",
@@ -38,7 +42,7 @@ def make_run(run_dir: Path, trials: int = 3) -> Path:
             "level": "head",
             "layer": "mid.attn",
             "layer_index": 2,
-            "head": i,
+            "head": i if heads >= trials else i // 2,
             "stream": "image",
             "mode": "zero",
             "strength": 1.0,
@@ -96,6 +100,10 @@ class Seen:
         self.config = self.run["config"]["update"]
         self.history = [found["history"]["item"] for found in records if found["type"] == "history"]
         self.metrics = [found["metric"] for found in records if found["type"] == "metric"]
+        self.summary: dict[str, Any] = {}
+        for found in records:
+            if found["type"] == "summary":
+                self.summary |= found["summary"]["update"]
         self.artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
         self.exit_code = next(found["exit"].get("exit_code", 0) for found in records if found["type"] == "exit")
 
@@ -120,3 +128,28 @@ def make_controlled_run(run_dir: Path) -> Path:
         run_dir / "trials.parquet",
     )
     return run_dir
+
+
+def effect(trial: int, percent: float, verdict: str, metric: str = "noise_mse") -> dict[str, Any]:
+    """A line of effects.parquet; its interval is 2 percent to each side."""
+    return {
+        "trial_id": f"trial{trial:03d}", "metric": metric, "n": UNITS, "mean_log_ratio": float(np.log1p(percent / 100)),
+        "percent": percent, "ci_low": percent - 2, "ci_high": percent + 2, "d_z": 1.5, "p_degraded": 0.25, "p": 0.005,
+        "q": 0.01, "q_by": 0.02, "verdict": verdict, "stopped": None,
+    }  # fmt: skip
+
+
+def write_effects(run_dir: Path, *effects: dict[str, Any]) -> None:
+    pq.write_table(pa.Table.from_pylist(list(effects)), run_dir / "effects.parquet")
+
+
+def table(seen: Seen, key: str) -> list[dict[str, Any]]:
+    """A logged table as W&B shows it, media included; as dictionaries."""
+    content = table_file(seen, key)
+    return [dict(zip(content["columns"], cells)) for cells in content["data"]]
+
+
+def table_file(seen: Seen, key: str) -> dict[str, Any]:
+    entries = [entry for artifact in seen.artifacts for entry in artifact["manifest"]["contents"]]
+    (entry,) = [entry for entry in entries if entry["path"] == f"{key}.table.json"]
+    return json.loads(Path(entry["local_path"]).read_text())

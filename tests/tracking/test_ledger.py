@@ -34,7 +34,7 @@ def test_only_what_is_missing_is_logged(run_dir):
     record(run_dir, 0, units=range(UNITS, 7), part="more-images")
     assert track_from_records(run_dir, OFFLINE).logged == 2
     assert len(folders(run_dir, "trial")) == 2, "the earlier state of a trial makes way"
-    assert Seen(trial_folder(run_dir, "trial000")).history[0]["edge/units"] == 7
+    assert Seen(trial_folder(run_dir, "trial000")).summary["units"] == 7
 
 
 def test_a_lost_ledger_and_torn_runs_do_not_lead_to_doubles(run_dir):

@@ -50,7 +50,7 @@ def test_without_a_network_it_goes_on_offline_and_uploads_later(run_dir, api, mo
 
     record(run_dir, 2)
     outcome = track_from_records(run_dir, TrackerSettings())
-    assert (outcome.mode, outcome.logged, outcome.uploaded) == ("online", 3, 4)
+    assert (outcome.mode, outcome.logged, outcome.uploaded) == ("online", 3, 5)
     trials = {name: sent for name, sent in api.upserts.items() if name.startswith("trial")}
     assert sorted(trials) == ids(run_dir, "trial")
     for sent in trials.values():
@@ -59,7 +59,7 @@ def test_without_a_network_it_goes_on_offline_and_uploads_later(run_dir, api, mo
     assert sum(name.startswith("samples_") for name in api.uploads) == 3
 
     api.upserts.clear()
-    assert track_from_records(run_dir, TrackerSettings()).uploaded == 4
+    assert track_from_records(run_dir, TrackerSettings()).uploaded == 5
     assert not api.upserts, "what has arrived is not sent again"
     for path in run_dir.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), f"{path} holds the key"
