@@ -5,26 +5,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from circuits.naming import nearest
-from circuits.vocabulary import ABLATIONS, PROMPTS, SOURCE_NAMES
+from circuits.vocabulary import PROMPTS, SOURCE_NAMES
 from sweeps.config import (
+    CHOICES,
     CORRECTIONS,
-    FAMILIES,
-    LEVELS,
+    LISTS,
     METRICS,
     NEED_ROOT,
-    PROTOCOLS,
-    RUN_MODES,
-    STATISTICS,
     Config,
     ConfigError,
     DataConfig,
@@ -35,6 +32,7 @@ from sweeps.config import (
 from sweeps.logins import has_login
 from sweeps.profile_config import profile_problem
 from sweeps.search_config import search_problem
+from sweeps.settings import settings
 
 _NEEDS = {
     "sweep.images": "a number of images",
@@ -99,15 +97,9 @@ def _nothing_given(key: str, expected: str | None = None) -> ConfigError:
     return ConfigError(f"{key}: nothing given; expected {expected or _NEEDS.get(key, 'a value')}, {key}=...")
 
 
-def schema_keys(schema: type = Config, prefix: str = "") -> list[str]:
+def schema_keys() -> list[str]:
     """Every key of the configuration, dotted."""
-    keys: list[str] = []
-    for name, hint in get_type_hints(schema).items():
-        keys.append(prefix + name)
-        nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
-        if nested and get_origin(hint) is not list:
-            keys += schema_keys(nested[0], f"{prefix}{name}.")  # type: ignore[arg-type]
-    return keys
+    return [setting.key for setting in settings()]
 
 
 def nearest_key(key: str) -> str:
@@ -131,18 +123,14 @@ def _keys_of(node: DictConfig, prefix: str = "") -> Iterable[str]:
 
 def _check(config: Config) -> None:
     sweep, cluster, stats = config.sweep, config.cluster, config.stats
-    one_of("mode", config.mode, RUN_MODES)
-    one_of("sweep.kind", sweep.kind, ("grid", "search"))
+    for key, valid in CHOICES.items():
+        one_of(key, attrgetter(key)(config), valid)
     for key, given in (("run.a", config.run.a), ("run.b", config.run.b)):
         if config.mode == "compare" and not given:
             raise _nothing_given(key)
-    for key, values, valid in (
-        ("sweep.protocols", sweep.protocols, PROTOCOLS),
-        ("sweep.levels", sweep.levels, LEVELS),
-        ("sweep.modes", sweep.modes, [m.value for m in ABLATIONS]),
-    ):
-        chosen = as_list(values, key)
-        if not chosen:
+    for key, valid in LISTS.items():
+        chosen = as_list(attrgetter(key)(config), key)
+        if not chosen and key != "stats.families":
             raise ConfigError(f"{key}: nothing chosen{nearest('', valid)}")
         for value in chosen:
             one_of(key, value, valid)
@@ -154,11 +142,7 @@ def _check(config: Config) -> None:
             raise ConfigError(problem)
     _check_stopping(stats)
     one_of("cluster", cluster.name, ("inline", "local", "ray"))
-    one_of("cluster.device", cluster.device, ("auto", "cpu", "cuda"))
     one_of("tracker", config.tracker.name, ("wandb", "none"))
-    one_of("tracker.mode", config.tracker.mode, ("auto", "offline", "online", "disabled"))
-    one_of("tracker.granularity", config.tracker.granularity, ("auto", "trial", "group"))
-    one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float16"))
     tested = [metric for protocol in as_list(sweep.protocols, "sweep.protocols") for metric in METRICS[protocol]]
     if stats.metric not in tested:
         raise ConfigError(
@@ -215,9 +199,6 @@ def _check(config: Config) -> None:
 
 
 def _check_stopping(stats: StatsConfig) -> None:
-    one_of("stats.statistic", stats.statistic, STATISTICS)
-    for axis in as_list(stats.families, "stats.families"):
-        one_of("stats.families", axis, FAMILIES)
     if stats.correction is not None and stats.statistic != "none":
         one_of("stats.correction", stats.correction, CORRECTIONS[stats.statistic])
     if not 0 <= stats.clear < float("inf"):

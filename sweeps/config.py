@@ -11,8 +11,8 @@ from omegaconf import MISSING
 
 from circuits.data.source_spec import SourceSpec
 from circuits.training_settings import TrainingSettings
-from circuits.vocabulary import DENOISE_METRICS, GROUP_LEVELS, PROMPTS, SAMPLE_METRICS
-from sweeps.profile_config import ProfileConfig
+from circuits.vocabulary import ABLATIONS, DENOISE_METRICS, GROUP_LEVELS, PROMPTS, SAMPLE_METRICS
+from sweeps.profile_config import PROFILE_MODES, ProfileConfig
 from sweeps.search_config import SearchConfig
 
 RUN_MODES = ("run", "plan", "status", "track", "aggregate", "report", "compare", "train")
@@ -23,6 +23,24 @@ CORRECTIONS = {"obf": ("hierarchical", "bh", "by"), "sign": ("by", "e-bh"), "bet
 STATISTICS = ("none", *CORRECTIONS)
 FAMILIES = {"layer": "layer_index", "window": "window_index", "mode": "mode", "dataset": "dataset"}  # trial columns
 NEED_ROOT = ("image_folder", "celeba", PROMPTS)
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": RUN_MODES,
+    "sweep.kind": ("grid", "search"),
+    "sweep.profile.mode": PROFILE_MODES,
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "cluster.device": ("auto", "cpu", "cuda"),
+    "tracker.mode": ("auto", "offline", "online", "disabled"),
+    "tracker.granularity": ("auto", "trial", "group"),
+    "stats.statistic": STATISTICS,
+}
+"""Keys that take one of a few values, checked and completed."""
+LISTS: dict[str, tuple[str, ...]] = {
+    "sweep.protocols": PROTOCOLS,
+    "sweep.levels": LEVELS,
+    "sweep.modes": tuple(mode.value for mode in ABLATIONS),
+    "stats.families": tuple(FAMILIES),
+}
+"""Keys that take several of a few values."""
 
 
 class ConfigError(ValueError):
@@ -149,7 +167,7 @@ class RunConfig:
 class Config:
     """Everything that can be set."""
 
-    mode: str = "run"  # what to do: run, plan, track, aggregate, report, compare, train
+    mode: str = "run"  # what to do; all but run, plan and train read a finished or unfinished run
     sweep: SweepConfig = field(default_factory=SweepConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

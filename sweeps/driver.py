@@ -40,10 +40,10 @@ from sweeps.train_mode import check_trained, train_model
 from sweeps.units import unit_table
 
 
-def execute(config: Config) -> int:
-    """Do what ``config.mode`` asks; returns the exit code."""
+def execute(config: Config, began: Callable[[str], object] = str) -> int:
+    """Do what ``config.mode`` asks; returns the exit code. ``began`` is told the name of a sweep's run directory."""
     modes: dict[str, Callable[[Config], int]] = {
-        "run": run_sweep,
+        "run": functools.partial(run_sweep, began=began),
         "plan": plan_only,
         "status": status,
         "track": track,
@@ -55,7 +55,7 @@ def execute(config: Config) -> int:
     return modes[config.mode](config)
 
 
-def run_sweep(config: Config) -> int:
+def run_sweep(config: Config, began: Callable[[str], object] = str) -> int:
     """Measure what is not measured yet, then aggregate and report."""
     console = Console(stderr=True)
     checked = tracker_settings(config)  # a wrong setting is said now, not after the work
@@ -68,6 +68,7 @@ def run_sweep(config: Config) -> int:
     directory.create(directory.records, directory.samples)
     with RunLock(directory.path, functools.partial(say, console)), Bulletin(directory) as bulletin:
         begin(config, subject, plan, directory)
+        began(directory.path.name)
         for part in directory.clean():
             say(console, f"damaged part {part.name}: set aside, its trials are measured again")
         runner = runner_spec(config, spec, directory)

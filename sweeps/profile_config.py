@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from circuits.naming import nearest
-
 PROFILE_MODES = ("zero", "mean")
 FEWEST_IMAGES = 8  # types need two folds of at least two pairs each
 
@@ -33,6 +31,4 @@ def profile_problem(profile: ProfileConfig, kind: str, protocols: Sequence[str])
     for name, least in (("circuit_images", 2), ("type_images", 2), ("matched", 1), ("map_heads", 0)):
         if getattr(profile, name) < least:
             return f"sweep.profile.{name}: expected at least {least}, got {getattr(profile, name)}"
-    if profile.mode not in PROFILE_MODES:
-        return f"sweep.profile.mode: unknown {profile.mode!r}{nearest(profile.mode, PROFILE_MODES)}"
     return None

@@ -1,10 +1,12 @@
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import launch
 from sweeps.config import Config
 from sweeps.driver import load
 from sweeps.plan import Subject
@@ -12,6 +14,7 @@ from sweeps.run import load_subject
 from tests.sweeps.tiny import composed, save_pictures, save_pipeline
 
 Configure = Callable[..., Config]
+Said = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,3 +70,22 @@ def subject(settings: list[str]) -> Subject:
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report takes longer than the sweep; it has its own tests."""
     monkeypatch.setattr("sweeps.driver.write_report", lambda path: path / "report" / "index.html")
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
+    """Exit code, standard error and output of a command line, run in this process; Ray cannot start."""
+
+    def no_ray(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    def run(*overrides: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sweeps.schedule.connect", no_ray)
+        monkeypatch.setattr(sys, "argv", ["launch.py", *overrides])
+        with pytest.raises(SystemExit) as ended:
+            launch.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.err, printed.out
+
+    return run

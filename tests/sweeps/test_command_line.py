@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,15 @@ import launch
 from sweeps.composition import config_folder, nearest_key, schema_keys
 from sweeps.config import METRICS, Config, as_indices, as_list, as_plain
 from sweeps.config import ConfigError as Refused
+from sweeps.groups import EXPERIMENT
+from tests.sweeps.conftest import Said
 from tests.sweeps.tiny import composed, save_pipeline
 from tests.sweeps.tiny import launch as launch_process
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in config_folder().iterdir()
-    if folder.is_dir() and list(folder.glob("*.yaml"))
+    if folder.is_dir() and folder.name != EXPERIMENT and list(folder.glob("*.yaml"))
 }
 NEEDED = {
     "data=prompts": ["data.prompts=[a cat]"],
@@ -27,28 +27,6 @@ NEEDED = {
     "data=folder": ["data.root=x"],
     "data=celeba": ["data.root=x"],
 }
-
-Said = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
-    """Exit code, standard error and output of a command line, run in this process; Ray cannot start."""
-
-    def no_ray(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was started")
-
-    def run(*overrides: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sweeps.schedule.connect", no_ray)
-        monkeypatch.setattr(sys, "argv", ["launch.py", *overrides])
-        with pytest.raises(SystemExit) as ended:
-            launch.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.err, printed.out
-
-    return run
-
 
 # Every YAML composes, and means what its name says.
 
@@ -98,6 +76,8 @@ WRONG = [
     ("sweep=null", "sweep=null: cannot be used"),
     ("mode=rn", "mode: unknown 'rn'; did you mean 'run'? valid: run, plan"),
     ("sweeps=smoke", "unknown key 'sweeps'; did you mean 'sweep'?"),
+    ("experiment=windows", "experiment: is added to the other groups: +experiment=NAME; valid: generation, repl"),
+    ("+experiment=windos", "experiment: unknown 'windos'; did you mean 'windows'? valid: generation, replication, win"),
     ("seep.images=3", "unknown key 'seep.images'; did you mean 'sweep.images'?"),
     ("sweep.imags=3", "unknown key 'sweep.imags'; did you mean 'sweep.images'?"),
     ("sweep.search.max_head=3", "unknown key 'sweep.search.max_head'; did you mean 'sweep.search.max_heads'?"),
@@ -307,7 +287,7 @@ def test_exit_code_2_and_one_line_in_a_process_of_its_own(tmp_path: Path) -> Non
 # What Hydra's own flags do.
 
 
-@pytest.mark.parametrize("flags", [("--help",), ("--cfg", "job"), ("--cfg", "job", "--resolve", "sweep=smoke")])
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("--cfg", "job", "--resolve", "sweep=smoke")])
 def test_flags_that_only_show_something(flags: tuple[str, ...], said: Said, tmp_path: Path) -> None:
     code, error, out = said(*flags)
     assert (code, error) == (0, "")
@@ -316,7 +296,9 @@ def test_flags_that_only_show_something(flags: tuple[str, ...], said: Said, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [("--swep=smoke",), ("--cfg",), ("--help", "sweep.imags=3")])
+@pytest.mark.parametrize(
+    "flags", [("--swep=smoke",), ("--cfg",), ("--help", "sweep.imags=3"), ("--experimental-rerun", "config.pickle")]
+)
 def test_wrong_flags_get_one_line(flags: tuple[str, ...], said: Said) -> None:
     code, error, _ = said(*flags)
     assert code == 2
