@@ -63,7 +63,7 @@ def aggregate(directory: RunDirectory) -> Aggregate:
     registered = registered_in(directory, trials)
     gain_table = read_gains(directory, trials["trial_id"].tolist(), TESTED)
     if not gain_table:
-        raise RunDirectoryError(f"{directory.path} has no measurements of its planned trials yet")
+        raise RunDirectoryError(f"{directory.where} has no measurements of its planned trials yet")
     effect_table = effects_of(trials, gain_table, registered)
     findings = profile_findings(directory)
     comparison_table = comparisons_of(trials, gain_table, registered)

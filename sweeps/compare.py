@@ -22,10 +22,12 @@ from sweeps.contrasts import contrasts, permutations_for
 from sweeps.differences import differences, factors
 from sweeps.gains import Gains, read_gains
 from sweeps.matching import CROSSABLE, CellMatch, disagreement, match_cells
+from sweeps.places import fetch, names_at, run_at
 from sweeps.records import SCHEMA_VERSION, RunDirectory, RunDirectoryError, publish_bytes
 from sweeps.report.comparison_page import write_comparison_page
 from sweeps.report.wording import count
 from sweeps.units import UnitMatch, Units, match_images, match_seeds
+from sweeps.uris import Uri, is_uri, uri_problem
 
 CELL_COLUMNS = [
     "verdict", "paired", "trial_a", "trial_b", "protocol", "dataset", "dataset_b", "level", "layer_index", "head",
@@ -66,7 +68,7 @@ class ComparedRun:
     def gains(self) -> dict[str, Gains]:
         found = read_gains(self.directory, self.trials["trial_id"].tolist(), TESTED)
         if not found:
-            raise RunDirectoryError(f"{self.directory.path} has no measurements of its planned trials yet")
+            raise RunDirectoryError(f"{self.directory.where} has no measurements of its planned trials yet")
         return found
 
 
@@ -77,10 +79,9 @@ def compare_runs(chosen: RunConfig) -> str:
         ConfigError: a run that does not exist, the same run twice, or runs without a cell in common.
         RunDirectoryError: a run that cannot be read, was written by a newer version, or has nothing recorded.
     """
-    root = Path(chosen.root).expanduser()
-    a, b = open_run("run.a", chosen.a, root), open_run("run.b", chosen.b, root)
+    a, b = open_run("run.a", chosen.a, chosen.root), open_run("run.b", chosen.b, chosen.root)
     if a.directory.path.resolve() == b.directory.path.resolve():
-        raise ConfigError(f"run.b: {b.directory.path} is run.a too; choose another run")
+        raise ConfigError(f"run.b: {b.directory.where} is run.a too; choose another run")
     match = match_cells(a.trials, b.trials)
     if match.cells.empty:
         raise ConfigError(f"run.b: no cell of {b.name} matches one of {a.name}: {disagreement(a.trials, b.trials)}")
@@ -91,9 +92,10 @@ def compare_runs(chosen: RunConfig) -> str:
     primary = table[table["metric"] == metric]
     if primary.empty:
         raise ConfigError(f"run.b: no cell of {b.name} and {a.name} has two units of {metric} in both")
-    target = root / f"compare-{a.name[:_NAME_LETTERS]}-{b.name[:_NAME_LETTERS]}"
-    target.mkdir(parents=True, exist_ok=True)
-    RunDirectory(target).write_frame(target / "comparisons.parquet", table)
+    comparison = run_at(chosen.root, f"compare-{a.name[:_NAME_LETTERS]}-{b.name[:_NAME_LETTERS]}")
+    comparison.create()
+    target = comparison.path
+    comparison.write_frame(target / "comparisons.parquet", table)
     facts = {
         "schema_version": SCHEMA_VERSION,
         "a": _about(a),
@@ -118,22 +120,39 @@ def compare_runs(chosen: RunConfig) -> str:
     said = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("more", "less", "same", "undecided"))
     how = "paired" if primary["paired"].all() else "independent" if not primary["paired"].any() else "partly paired"
     found = f"{count(len(primary), 'cell')} ({how}) by {metric}, {b.name} against {a.name}: {said}"
-    return "\n".join([*a.directory.damage(), *b.directory.damage(), found, f"report: {page}"])
+    return "\n".join([*a.directory.damage(), *b.directory.damage(), found, f"report: {comparison.shown(page)}"])
 
 
-def open_run(key: str, given: str | None, root: Path) -> ComparedRun:
-    """A run by its directory, or by its name under ``root``."""
+def open_run(key: str, given: str | None, root: str) -> ComparedRun:
+    """A run by its directory or URI, or by its name under ``root``."""
     assert given is not None, "checked with the configuration"
-    candidates = [Path(given).expanduser(), root / given]
-    path = next((p for p in candidates if (p / "trials.parquet").is_file()), None)
-    if path is None:
-        folders = dict.fromkeys(p.parent for p in candidates if p.parent.is_dir())
-        there = sorted({run.parent.name for folder in folders for run in folder.glob("*/trials.parquet")})
-        raise ConfigError(f"{key}: no run {given}{nearest(Path(given).name, there)}")
-    directory = RunDirectory(path.resolve())
+    directory = _located(key, given, root)
     facts, config = directory.read_run(), directory.read_config()
     trials = directory.read_frame(directory.trials)
     return ComparedRun(directory, trials, config, facts, _units(directory, config))
+
+
+def _located(key: str, given: str, root: str) -> RunDirectory:
+    """
+    Raises:
+        ConfigError: there is no such run.
+    """
+    inside = Uri.parse(given) if is_uri(given) else Uri.parse(root).child(given) if is_uri(root) else None
+    if inside is not None and (problem := uri_problem(key, inside.full)):
+        raise ConfigError(problem)
+    candidates = [] if is_uri(given) else [RunDirectory(Path(given).expanduser().resolve())]
+    if not (candidates and candidates[0].trials.is_file()):  # a folder here is looked for before a store is asked
+        home, name = inside.parent() if inside is not None else (None, given)
+        within = root if home is None else home.full
+        candidates.append(run_at(within, name, key))
+        fetch(candidates[-1])
+    found = next((directory for directory in candidates if directory.trials.is_file()), None)
+    if found is None:
+        elsewhere = names_at(str(Path(given).expanduser().parent)) if not is_uri(given) else []
+        raise ConfigError(
+            f"{key}: no run {given}{nearest(Path(given).name, sorted({*elsewhere, *names_at(within, key)}))}"
+        )
+    return found
 
 
 def primary_metric(a: ComparedRun, b: ComparedRun) -> str:
@@ -304,7 +323,7 @@ def _about(run: ComparedRun) -> dict[str, Any]:
     keys = ("plan", "finished", "command")
     model, counts = run.facts.get("model", {}), run.facts.get("counts", {})
     return {
-        "name": run.name, "path": str(run.directory.path), **{key: run.facts.get(key) for key in keys},
+        "name": run.name, "path": run.directory.where, **{key: run.facts.get(key) for key in keys},
         "model": model.get("name"), "revision": model.get("revision"), "trials": counts.get("trials"),
     }  # fmt: skip
 
@@ -336,7 +355,7 @@ def _dense(g: Float[np.ndarray, "cells units"], n: int) -> Float[np.ndarray, "ce
 def _units(directory: RunDirectory, config: Mapping[str, Any]) -> dict[str, Units]:
     if not directory.units.is_file():
         raise RunDirectoryError(
-            f"{directory.path} lacks units.parquet, which says what its images are; its command, run again, adds it"
+            f"{directory.where} lacks units.parquet, which says what its images are; its command, run again, adds it"
         )
     table = directory.read_frame(directory.units)
     seed = int(config["sweep"]["seed"])

@@ -33,6 +33,7 @@ from sweeps.logins import has_login
 from sweeps.profile_config import profile_problem
 from sweeps.search_config import search_problem
 from sweeps.settings import settings
+from sweeps.uris import is_uri, uri_problem
 
 _NEEDS = {
     "sweep.images": "a number of images",
@@ -189,10 +190,10 @@ def _check(config: Config) -> None:
     ):
         if not 0 < amount < float("inf"):
             raise ConfigError(f"{name}: expected a number above 0, got {amount}")
-    if "://" in config.run.root:
-        raise ConfigError(
-            f"run.root: expected a local folder, got {config.run.root!r}; object stores are not supported"
-        )
+    for key, place in (("run.root", config.run.root), ("run.a", config.run.a), ("run.b", config.run.b)):
+        problem = uri_problem(key, place) if place and is_uri(place) else None
+        if problem:
+            raise ConfigError(problem)
     plain_name("sweep.name", sweep.name)
     if config.run.name is not None:
         plain_name("run.name", config.run.name)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from circuits.naming import nearest
 from circuits.shipped import SHIPPED
 from sweeps import standing
 from sweeps.adaptive import recall
@@ -21,8 +22,8 @@ from sweeps.config import Config, ConfigError, as_plain, source_specs
 from sweeps.exploration import explore
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
-from sweeps.locks import RunLock
 from sweeps.measuring import INTERRUPTED, OK, measure
+from sweeps.places import fetch, held, names_at, run_at, visiting
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
 from sweeps.profiling import check_profiles, profiled_plan
 from sweeps.progress import say
@@ -38,6 +39,7 @@ from sweeps.timings import LOADING, Timings
 from sweeps.tracking import TrackerSettings, track_from_records
 from sweeps.train_mode import check_trained, train_model
 from sweeps.units import unit_table
+from sweeps.uris import is_uri
 
 
 def execute(config: Config, began: Callable[[str], object] = str) -> int:
@@ -52,7 +54,8 @@ def execute(config: Config, began: Callable[[str], object] = str) -> int:
         "compare": compare,
         "train": train_model,
     }
-    return modes[config.mode](config)
+    with visiting(config.run.root):
+        return modes[config.mode](config)
 
 
 def run_sweep(config: Config, began: Callable[[str], object] = str) -> int:
@@ -65,8 +68,7 @@ def run_sweep(config: Config, began: Callable[[str], object] = str) -> int:
         subject, spec = load(config)
     plan = planned(config, subject)
     directory = run_directory(config, plan)
-    directory.create(directory.records, directory.samples)
-    with RunLock(directory.path, functools.partial(say, console)), Bulletin(directory) as bulletin:
+    with held(directory, functools.partial(say, console)), Bulletin(directory) as bulletin:
         begin(config, subject, plan, directory)
         began(directory.path.name)
         for part in directory.clean():
@@ -119,6 +121,7 @@ def plan_only(config: Config) -> int:
     subject, _ = load(config)
     plan = planned(config, subject)
     directory = run_directory(config, plan)
+    fetch(directory)
     refuse_other_plan(plan, directory)
     directory.create()
     if config.sweep.kind == "search":
@@ -132,6 +135,8 @@ def plan_only(config: Config) -> int:
 
 def status(config: Config) -> int:
     """``mode=status``: how a run is doing; loads no model, takes no lock, writes nothing."""
+    if is_uri(config.run.root) and not config.run.name:
+        raise ConfigError(f"run.name: nothing given; in a store{nearest('', names_at(config.run.root))}")
     directory = existing(config) if config.run.name else newest_run(Path(config.run.root).expanduser())
     if directory is None:
         raise ConfigError(f"run.root: expected a folder with runs, got {config.run.root!r}, which has none")
@@ -156,7 +161,8 @@ def analyse(config: Config) -> int:
     found = aggregate(directory)
     for line in directory.damage():
         say(Console(stderr=True), line)
-    say(Console(), f"{directory.effects}: {len(found.effects)} effects, {found.missing} trials not measured")
+    effects = directory.shown(directory.effects)
+    say(Console(), f"{effects}: {len(found.effects)} effects, {found.missing} trials not measured")
     return OK
 
 
@@ -166,7 +172,7 @@ def report(config: Config) -> int:
     aggregate(directory)
     for line in directory.damage():
         say(Console(stderr=True), line)
-    say(Console(), str(write_report(directory.path)))
+    say(Console(), directory.shown(write_report(directory.path)))
     return OK
 
 
@@ -235,21 +241,19 @@ def absolute(path: str) -> str:
 
 
 def run_directory(config: Config, plan: Plan) -> RunDirectory:
-    return RunDirectory(Path(config.run.root).expanduser() / (config.run.name or default_run_name(config, plan)))
+    return run_at(config.run.root, config.run.name or default_run_name(config, plan))
 
 
 def existing(config: Config) -> RunDirectory:
     """The run that the configuration names, by ``run.name`` or by its plan."""
     if config.run.name:
-        directory = RunDirectory(Path(config.run.root).expanduser() / config.run.name)
+        directory = run_at(config.run.root, config.run.name)
     else:
         directory = run_directory(config, planned(config, load(config)[0]))
+    fetch(directory)
     if not directory.trials.is_file():
-        from circuits.naming import nearest
-
-        root = Path(config.run.root)
-        others = sorted(p.name for p in root.iterdir() if (p / "trials.parquet").is_file()) if root.is_dir() else []
-        raise ConfigError(f"run.name: no run {directory.path}{nearest(directory.path.name, others)}")
+        others = names_at(config.run.root)
+        raise ConfigError(f"run.name: no run {directory.where}{nearest(directory.path.name, others)}")
     directory.read_run()  # refuses what a newer version wrote
     return directory
 

@@ -19,6 +19,18 @@ BEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a driver on this machine works on the run directory now."""
+    try:
+        with (directory / "lock.json").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class RunLock:
     """Only one driver works on a run directory. The kernel drops the lock with its process, however that ends.
 

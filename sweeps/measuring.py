@@ -16,6 +16,7 @@ from sweeps.config import Config
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
 from sweeps.leases import Lease, LeaseQueue
+from sweeps.places import check
 from sweeps.plan import Plan, Subject
 from sweeps.progress import SweepProgress, say
 from sweeps.provenance import now
@@ -82,6 +83,7 @@ def measure(
             follow(rounds, follower)
             progress.note(outcome.failures, outcome.peak_memory)
             progress.add(outcome.gains, len(rounds.done), len(outcome.failures), outcome.rows)
+            check(directory)
         progress.settle(len(rounds.done))
         interrupted = stop.is_set()
     follow(rounds, follower)

@@ -73,6 +73,15 @@ class RunDirectory:
         self._damaged: set[str] = set()
         self._trials_in: dict[str, tuple[str, ...]] = {}
 
+    @property
+    def where(self) -> str:
+        """How the user names it."""
+        return str(self.path)
+
+    def shown(self, file: Path) -> str:
+        """How the user finds a file of it."""
+        return str(file)
+
     def create(self, *folders: Path) -> None:
         """Make the run's folder, and these inside it.
 
@@ -177,7 +186,7 @@ class RunDirectory:
         try:
             return read(source.read_bytes())
         except OSError as error:
-            raise RunDirectoryError(f"{self.path} holds no run: {source.name} cannot be read") from error
+            raise RunDirectoryError(f"{self.where} holds no run: {source.name} cannot be read") from error
         except Damaged as error:
             raise RunDirectoryError(
                 f"{source} is damaged, or was edited; the command of its sweep, run again, writes it anew"
@@ -217,7 +226,7 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.run} is damaged, or was edited; delete it to go on without it") from error
         if written_by > SCHEMA_VERSION:
             raise RunDirectoryError(
-                f"{self.path} was written by a newer version (schema {written_by}, this one knows {SCHEMA_VERSION})"
+                f"{self.where} was written by a newer version (schema {written_by}, this one knows {SCHEMA_VERSION})"
             )
         return facts
 

@@ -90,11 +90,11 @@ def read_status(directory: RunDirectory, wall: Callable[[], float] = time.time) 
     page = directory.path / "report" / "index.html"
     return Status(
         name=directory.path.name,
-        path=str(directory.path),
+        path=directory.where,
         standing=standing,
         driver=driver,
         stale=None if said is None else _age(directory.progress, wall),
-        report=str(page) if page.is_file() else None,
+        report=directory.shown(page) if page.is_file() else None,
         partial=standing.state not in {FINISHED, TRACKING},
         command=about.get("command"),
     )
@@ -140,7 +140,7 @@ def from_records(directory: RunDirectory, about: dict[str, Any]) -> Standing:
     try:
         trials = pq.read_metadata(directory.trials).num_rows
     except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{directory.path} holds no run: trials.parquet cannot be read") from error
+        raise RunDirectoryError(f"{directory.where} holds no run: trials.parquet cannot be read") from error
     failures = directory.read_failures()
     causes = Counter(failure.error for failure in failures)
     standing = Standing(

@@ -59,7 +59,7 @@ def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, d
     table.add_row("forwards", f"{most}{rows:,} rows of one image")
     table.add_row("FLOPs", f"{most}{rows * flops:.3g} ({flops:.3g} a row)")
     table.add_row("estimated time", f"{most}{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")
-    table.add_row("run directory", escape(str(directory.path)))
+    table.add_row("run directory", escape(directory.where))
     console.print(table)
 
 
@@ -84,7 +84,7 @@ def print_search_plan(console: Console, config: Config, subject: Subject, direct
     table.add_row("forwards", f"at most {rows:,} rows of one image")
     table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row)")
     table.add_row("estimated time", f"at most {clock(rows * seconds)} of measuring here ({seconds * 1e3:.1f} ms a row)")
-    table.add_row("run directory", escape(str(directory.path)))
+    table.add_row("run directory", escape(directory.where))
     console.print(table)
 
 
@@ -153,7 +153,8 @@ def print_summary(
                 f"{row.q:.1e}",
             )
         console.print(table)
-    console.print(f"report: {page}\nrun directory: {directory.path}", highlight=False, soft_wrap=True, markup=False)
+    where = f"report: {directory.shown(page)}\nrun directory: {directory.where}"
+    console.print(where, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_confirmed(console: Console, sets: pd.DataFrame, searched: int, directory: RunDirectory) -> None:

@@ -1,0 +1,182 @@
+"""One driver at a time on a run in a store, which has neither locks nor renames.
+
+A driver writes a claim of its own, then lists all claims, and works only if no other is there. Of two that start at
+once at least one sees the other's (a store lists what was written before), so both never work. A claim is written again
+every ``BEAT_SECONDS``; one that nobody writes for ``STALE_SECONDS`` is taken over, by the clock of the one who waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sweeps.config import ConfigError
+from sweeps.records import GaveOut, RunDirectoryError
+from sweeps.stores import Store
+
+BEAT_SECONDS = 20.0
+STALE_SECONDS = 90.0
+FOLDER = "claims"
+_ROUNDS = 20
+"""Looks at claims that are only being made, before they count as held."""
+
+
+class Claim:
+    """A claim on a run; entered when this driver has it alone.
+
+    Attributes:
+        files: what the run's folder held when it was claimed, by name, with sizes.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], object]) -> None:
+        self.files: dict[str, int] = {}
+        self._store = store
+        self._say = say
+        self._name = f"{FOLDER}/{uuid.uuid4().hex[:12]}.json"
+        self._held = False
+        self._beats = 0
+        self._lost = False
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="claim", daemon=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another driver took it over, since nobody saw this one for so long."""
+        return self._lost
+
+    def __enter__(self) -> Claim:
+        try:
+            self._write(waits=())
+        except GaveOut as error:
+            raise ConfigError(f"run.root: {error}") from error
+        self._beating.start()
+        try:
+            self.files = self._alone()
+            self._held = True
+            self._write()
+        except BaseException:
+            self._withdraw()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        self._ended.set()
+        self._beating.join(timeout=BEAT_SECONDS)
+        if not self._lost:
+            with contextlib.suppress(GaveOut):  # then it goes stale
+                self._store.delete(self._name, waits=())
+
+    def _write(self, waits: tuple[float, ...] | None = None) -> None:
+        self._beats += 1
+        own = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "since": _started(os.getpid()),
+            "held": self._held,
+            "beat": self._beats,
+        }
+        self._store.write(self._name, json.dumps(own).encode(), waits)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(GaveOut):  # whoever publishes tells that the store is away
+                self._lost = self._held and not self._store.exists(self._name, waits=())
+                if self._lost:
+                    return
+                self._write(waits=())
+
+    def _alone(self) -> dict[str, int]:
+        """The run's files, when no other claim is among them.
+
+        Raises:
+            RunDirectoryError: another driver has the run.
+        """
+        for round_ in range(_ROUNDS + 1):
+            files = self._store.sizes()
+            others = [n for n in files if n.startswith(f"{FOLDER}/") and n.endswith(".json") and n != self._name]
+            for name in others:
+                self._settle(name, patient=round_ < _ROUNDS)
+            if not others:
+                return {name: size for name, size in files.items() if not name.startswith(f"{FOLDER}/")}
+            time.sleep(0.1 * round_)
+        raise RunDirectoryError(f"{self._store.uri} is being claimed by others again and again; try again")
+
+    def _settle(self, name: str, patient: bool) -> None:
+        """Delete another's claim if its driver is gone; leave it for now if it will be withdrawn.
+
+        Raises:
+            RunDirectoryError: its driver has the run, or comes first.
+        """
+        content = self._content(name)
+        if content is None:
+            return
+        holder = _plain(content)
+        here = bool(holder.get("machine")) and holder.get("machine") == _machine()
+        gone = here and _started(holder.get("pid")) != holder.get("since")
+        if not gone and not holder.get("held", True) and self._name < name and patient:
+            return  # it sees this one too, and withdraws
+        if not gone and (here or not self._abandoned(name, content, holder)):
+            raise self._refusal(name, holder)
+        self._store.delete(name)
+
+    def _abandoned(self, name: str, content: bytes, holder: dict[str, Any]) -> bool:
+        """Whether nobody writes the claim any more; takes ``STALE_SECONDS`` to say yes."""
+        self._say(f"{self._store.uri} was left claimed by {holder.get('host')}; seeing whether it still works there")
+        waited_from = time.monotonic()
+        while time.monotonic() - waited_from < STALE_SECONDS:
+            time.sleep(min(5.0, STALE_SECONDS / 10))
+            now = self._content(name)
+            if now != content:
+                return now is None
+        return True
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return self._store.read(name)
+        except FileNotFoundError:
+            return None
+
+    def _refusal(self, name: str, holder: dict[str, Any]) -> RunDirectoryError:
+        who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
+        return RunDirectoryError(
+            f"{self._store.uri} is in use by {who}; wait for it, or delete {self._store.uri}/{name} if that process "
+            "is dead"
+        )
+
+
+def _plain(content: bytes) -> dict[str, Any]:
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _machine() -> str:
+    """Names this boot of the machine and the process numbers of this container, as a host's name does not; or empty."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: object) -> str | None:
+    """When the process started, in ticks since boot; None where there is none. Numbers of processes come again."""
+    if not isinstance(pid, int):
+        return None
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None

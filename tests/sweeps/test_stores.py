@@ -1,0 +1,243 @@
+"""Sweeps whose runs lie in a store: a server that speaks S3, and file://, which takes the same way."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from pyarrow import fs
+
+from sweeps.config import Config, ConfigError
+from sweeps.driver import execute
+from sweeps.records import RunDirectory
+from sweeps.run import Runner
+from tests.sweeps.s3_server import LOGIN, S3Server, contents, s3_server
+from tests.sweeps.tiny import assert_same_effects, composed, run_whole
+
+BUCKET = "bucket"
+TRIALS = 40
+
+
+@pytest.fixture(scope="module")
+def login() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in LOGIN.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(login: None) -> Iterator[S3Server]:
+    with s3_server(BUCKET) as running:
+        yield running
+
+
+@dataclass
+class Place:
+    """A root of runs in a store, and a look into it that does not use our code."""
+
+    root: str
+    files: Callable[[], dict[str, bytes]]
+
+    def run(self) -> tuple[str, dict[str, bytes]]:
+        """The name and the files of the only run."""
+        files = self.files()
+        (name,) = {path.partition("/")[0] for path in files}
+        return name, {path.partition("/")[2]: content for path, content in files.items()}
+
+
+@pytest.fixture(params=["s3", "file"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "file":
+        folder = tmp_path / "store"
+        return Place(f"file://{folder}", lambda: contents(fs.LocalFileSystem(), str(folder)))
+    server: S3Server = request.getfixturevalue("server")
+    folder = f"{BUCKET}/{request.node.name.split('[')[0]}"
+    server.requests.clear()
+    return Place(server.uri(folder), lambda: server.files(folder))
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """``machine("b")``: from here on this is another machine, with an empty cache; returns the cache's folder."""
+
+    def be(name: str) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        return tmp_path / name
+
+    be("a")
+    return be
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the trials that are measured from here on, each as often as it is."""
+    seen: list[str] = []
+    run = Runner.run
+
+    def noted(self: Runner, lease: object) -> object:
+        seen.extend(trial.trial_id for trial in lease.trials)  # type: ignore[attr-defined]
+        return run(self, lease)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "run", noted)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return run_whole(tmp_path_factory.mktemp("undisturbed"), *settings)
+
+
+@pytest.fixture
+def sweep(settings: list[str], place: Place) -> Callable[..., Config]:
+    return lambda *overrides: composed(*settings, f"run.root='{place.root}'", *overrides)
+
+
+def copy_in(cache: Path) -> RunDirectory:
+    (folder,) = cache.glob("circuit-sweep/runs/*/*")
+    return RunDirectory(folder)
+
+
+def a_page(run: Path) -> Path:
+    """The report takes longer than the sweep; it has its own tests."""
+    page = run / "report" / "index.html"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(f"a page about {run.name}")
+    return page
+
+
+@pytest.fixture
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.driver.write_report", a_page)
+
+
+def test_a_sweep_is_in_the_store_and_goes_on_from_there(
+    place: Place,
+    sweep: Callable[..., Config],
+    machine: Callable[[str], Path],
+    undisturbed: RunDirectory,
+    measured: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    server: S3Server | None = request.getfixturevalue("server") if place.root.startswith("s3:") else None
+    if server is None:
+        monkeypatch.setattr("sweeps.driver.write_report", a_page)  # the real one once is enough
+    assert execute(sweep()) == 0
+    out = capsys.readouterr().out
+    asked = list(server.requests) if server is not None else []
+    name, stored = place.run()
+    here = copy_in(machine("a"))
+    local = {str(file.relative_to(here.path)): file.read_bytes() for file in here.path.rglob("*") if file.is_file()}
+    assert local.pop(".sync") == b""
+    assert stored == local, "every finished file, and nothing else: no lock, no claim, nothing half written"
+    assert {"config.yaml", "trials.parquet", "run.json", "effects.parquet", "report/index.html"} < set(stored)
+    assert len([n for n in stored if n.startswith("samples/")]) == TRIALS
+    assert yaml.safe_load(stored["config.yaml"])["run"]["root"] == place.root
+    assert_same_effects(here, undisturbed)
+    shown = place.root.partition("?")[0]
+    assert f"run directory: {shown}/{name}\n" in out
+    assert f"report: {shown}/{name}/report/index.html (here: {here.path}/report/index.html)\n" in out
+    if asked:
+        assert_few_requests(asked, len(stored))
+
+    monkeypatch.setattr("sweeps.driver.write_report", a_page)
+    measured.clear()
+    assert execute(sweep()) == 0, "the same machine again"
+    machine("b")
+    assert execute(sweep()) == 0, "another one, which has nothing yet"
+    assert measured == []
+    assert f"{TRIALS} of {TRIALS} trials are recorded already" in capsys.readouterr().err
+    again = copy_in(machine("b"))
+    assert_same_effects(again, undisturbed)
+    assert {p.name for p in again.samples.iterdir()} == {p.name for p in here.samples.iterdir()}
+    unchanged = {n for n, content in place.run()[1].items() if stored.get(n) == content}
+    assert {n for n in stored if n.startswith(("records/", "samples/"))} < unchanged
+
+
+def assert_few_requests(asked: list[tuple[str, str]], files: int) -> None:
+    """A LIST to open the root, one under the claim, and a PUT a file; a few are written twice, as they grow."""
+    keys = {operation: [key for found, key in asked if found == operation] for operation, _ in asked}
+    assert set(keys) == {"PUT", "LIST", "HEAD", "DELETE"}, "nothing was there to fetch"
+    assert len(keys["LIST"]) == 2
+    once = [key for key in keys["PUT"] if "/records/" in key or "/samples/" in key]
+    assert len(once) == len(set(once)) > TRIALS
+    claims = [key for key in keys["PUT"] if "/claims/" in key]
+    assert len(keys["PUT"]) - len(claims) <= files + 5
+    assert len(claims) + len(keys["HEAD"]) + len(keys["DELETE"]) <= 10
+
+
+def test_modes_that_read(
+    place: Place,
+    sweep: Callable[..., Config],
+    machine: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    quick_report: None,
+) -> None:
+    """Each on a machine of its own, which has nothing but the URI."""
+    assert execute(sweep("sweep.samples=0")) == 0
+    name, stored = place.run()
+    shown = f"{place.root.partition('?')[0]}/{name}"
+
+    machine("plans")
+    assert execute(sweep("sweep.samples=0", "mode=plan")) == 0
+    assert pd.read_parquet(copy_in(machine("plans")).trials)["trial_id"].is_unique
+
+    machine("aggregates")
+    assert execute(sweep("mode=aggregate", f"run.name={name}", "stats.margin=0.2")) == 0
+    assert f"{shown}/effects.parquet (here: " in capsys.readouterr().out
+    before = pd.read_parquet(io.BytesIO(stored["effects.parquet"]))
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(place.run()[1]["effects.parquet"])), before)
+
+    machine("reports")
+    assert execute(sweep("mode=report", "sweep.samples=0")) == 0, "found by its plan"
+    assert f"{shown}/report/index.html (here: " in capsys.readouterr().out
+
+    assert set(place.run()[1]) == set(stored)
+
+    with pytest.raises(ConfigError, match=rf"^run\.name: no run .*/smoke-hub; did you mean '{name}'\?"):
+        execute(sweep("mode=report", "run.name=smoke-hub"))
+
+
+def test_two_runs_in_a_store_are_compared(
+    place: Place,
+    sweep: Callable[..., Config],
+    machine: Callable[[str], Path],
+    tmp_path: Path,
+    settings: list[str],
+    capsys: pytest.CaptureFixture[str],
+    quick_report: None,
+) -> None:
+    small = ("sweep.samples=0", "sweep.windows=1", "sweep.levels=[layer]")
+    assert execute(sweep(*small, "run.name=first run")) == 0
+    assert execute(sweep(*small, "run.name='second%20run?#ü'", "sweep.seed=1")) == 0
+    assert execute(composed(*settings, *small, f"run.root={tmp_path / 'runs'}", "run.name=here", "sweep.seed=2")) == 0
+    base, _, query = place.root.partition("?")
+    second = f"{base}/second%2520run%3F%23%C3%BC" + (f"?{query}" if query else "")
+    machine("b")
+    capsys.readouterr()
+    assert execute(sweep("mode=compare", "run.a=first run", "run.b='second%20run?#ü'")) == 0
+    said = capsys.readouterr().out
+    assert "second%20run?#ü against first run" in said
+    assert f"report: {base}/compare-first%20run-second%2520run%3F%23%C3%BC/report/index.html (here: " in said
+    in_store = [n for n in place.files() if n.startswith("compare-")]
+    folder = "compare-first run-second%20run?#ü"
+    assert {f"{folder}/compare.json", f"{folder}/comparisons.parquet", f"{folder}/report/index.html"} <= set(in_store)
+
+    machine("c")
+    local = f"run.root={tmp_path / 'runs'}"
+    assert execute(composed(*settings, "mode=compare", local, "run.a=here", f"run.b='{second}'")) == 0
+    assert "second%20run?#ü against here" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "compare-here-second%20run?#ü" / "report" / "index.html").is_file()
+
+    with pytest.raises(ConfigError, match=r"^run\.b: no run frst run; did you mean 'first run'\?"):
+        execute(sweep("mode=compare", "run.a=first run", "run.b=frst run"))
+    with pytest.raises(ConfigError, match=r"^run\.b: expected a path without '\.'"):
+        execute(sweep("mode=compare", "run.a=first run", "run.b=../../../x"))
+    assert not (tmp_path / "x").exists()
