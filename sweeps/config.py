@@ -117,6 +117,7 @@ class ClusterConfig:
     lease_seconds: float = 3.0  # work handed to a worker at once
     lease_timeout: float = 1800.0  # a lease that takes longer is ended and tried again
     device: str = "auto"  # auto, cpu, cuda; of a running cluster auto is its GPUs, or its CPUs if it has none
+    price_per_hour: float | None = None  # of a worker, in any currency: mode=plan says what the sweep costs
     ship_code: bool = True  # to the workers of a running cluster; false where its machines have this version installed
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from circuits.naming import nearest
@@ -25,16 +25,17 @@ from sweeps.interruption import interruptible
 from sweeps.measuring import INTERRUPTED, OK, measure
 from sweeps.places import fetch, held, names_at, run_at, visiting
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
+from sweeps.plan_summary import print_plan, print_search_plan
 from sweeps.profiling import check_profiles, profiled_plan
 from sweeps.progress import say
-from sweeps.provenance import device_name, git_commit, now, shell_command, versions
+from sweeps.provenance import device_name, git_commit, machine_name, now, shell_command, versions
 from sweeps.records import RunDirectory, RunDirectoryError
 from sweeps.report import write_report
 from sweeps.run import RunnerSpec, SubjectSpec, load_subject
 from sweeps.schedule.clusters import resolve_device
 from sweeps.standing import AGGREGATING, EXPLORING, FINISHED, REPORTING, TRACKING, Bulletin
 from sweeps.status import as_json, newest_run, print_status, read_status
-from sweeps.summary import print_plan, print_search_plan, print_summary
+from sweeps.summary import print_summary
 from sweeps.timings import LOADING, Timings
 from sweeps.tracking import TrackerSettings, track_from_records
 from sweeps.train_mode import check_trained, train_model
@@ -118,7 +119,9 @@ def finish(
 
 def plan_only(config: Config) -> int:
     """``mode=plan``: the grid and its cost; writes nothing but the plan."""
-    subject, _ = load(config)
+    began = time.monotonic()
+    subject, spec = load(config)
+    loading = time.monotonic() - began
     plan = planned(config, subject)
     directory = run_directory(config, plan)
     fetch(directory)
@@ -129,7 +132,8 @@ def plan_only(config: Config) -> int:
         print_search_plan(Console(), config, subject, directory)
     else:
         directory.write_frame(directory.trials, profiled_plan(config, subject, plan, directory).frame())
-        print_plan(Console(), config, subject, plan, directory)
+        runner = runner_spec(config, spec, directory)
+        print_plan(Console(), config, subject, runner, plan, directory, loading)
     return OK
 
 
@@ -273,7 +277,7 @@ def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory)
             "command": shell_command(),
             "versions": versions(),
             "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} CPU threads",
+            "machine": machine_name(),
             "device": device_name(denoiser.device),
             "git_commit": git_commit(),
             "seeds": {"sweep": config.sweep.seed},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from sweeps import schedule
@@ -23,6 +25,7 @@ from sweeps.provenance import now
 from sweeps.records import Failure, RunDirectory
 from sweeps.rounds import Rounds, resumed_rounds
 from sweeps.run import LeaseOutcome, RunnerSpec
+from sweeps.schedule.workers import worker_count
 from sweeps.standing import MEASURING, Bulletin
 from sweeps.timings import STARTING, Timings
 
@@ -89,7 +92,9 @@ def measure(
     follow(rounds, follower)
     failures = still_failed(directory, tally.failures, {t.trial_id for t in plan.trials} - rounds.done)
     directory.write_failures(failures)
-    directory.write_run(facts(directory.read_run(), tally, rounds, len(plan), len(failures)))
+    about = facts(directory.read_run(), tally, rounds, len(plan), len(failures))
+    about["work"]["workers"] = workers_of(config, subject.denoiser.device.type)
+    directory.write_run(about)
     timings = Timings()
     timings.add(STARTING, tally.first_lease or 0.0)
     timings.add(MEASURING, tally.elapsed - (tally.first_lease or 0.0))
@@ -115,6 +120,17 @@ def facts(before: Mapping[str, Any], tally: Tally, rounds: Rounds, trials: int, 
         },
         "work": {"rows": rows, "worker_seconds": round(seconds, 2), "survival": round(rounds.looks.survival, 3)},
     }
+
+
+def workers_of(config: Config, device: str) -> int:
+    """Workers that a sweep has on this machine; of a cluster elsewhere, those asked for, or one to begin with."""
+    cluster = config.cluster
+    if cluster.name == "inline":
+        return 1
+    if cluster.name == "ray":
+        return cluster.workers or 1
+    share = 1.0 if cluster.gpus_per_worker == "auto" else float(cluster.gpus_per_worker)
+    return worker_count(cluster, device, os.cpu_count() or 1, torch.cuda.device_count(), share)
 
 
 def follow(rounds: Rounds, follower: Follower) -> None:

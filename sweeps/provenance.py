@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 import subprocess
 import sys
@@ -39,6 +40,10 @@ def git_commit() -> str | None:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def machine_name() -> str:
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} CPU threads"
 
 
 def shell_command() -> str:

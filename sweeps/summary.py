@@ -1,109 +1,19 @@
-"""What the terminal says: the plan before the work, the findings after it."""
+"""What the terminal says after the work: the findings."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
-from circuits.conditioning import draw
 from sweeps.aggregate import Aggregate
-from sweeps.candidates import search_images, search_space
-from sweeps.config import Config
-from sweeps.leases import share_key
-from sweeps.plan import Plan, Subject, choose_layers, images_of
-from sweeps.profiling import profile_rows
-from sweeps.progress import clock
+from sweeps.plan import Plan
 from sweeps.records import RunDirectory
-from sweeps.rungs import rungs
-from sweeps.targets import find_targets
 
 STRONGEST = 10
-_PROBE_ROWS = 32
-_PROBES = 3
-
-
-def print_plan(console: Console, config: Config, subject: Subject, plan: Plan, directory: RunDirectory) -> None:
-    """The grid, its cost in forwards and FLOPs, and an estimated time from a probe of this machine."""
-    frame = plan.frame()
-    profiling = profile_rows(config, subject)
-    rows = plan.rows() + profiling
-    flops, seconds = probe(subject)
-    table = Table(title=f"{config.sweep.name} on {escape(config.model.name)}", show_header=False, title_justify="left")
-    table.add_row("trials", str(len(plan)))
-    for axis in ("dataset", "protocol", "level", "mode"):
-        table.add_row(
-            f"  {axis}", ", ".join(f"{escape(str(k))} {v}" for k, v in frame[axis].value_counts(sort=False).items())
-        )
-    repeated = find_targets(config, subject.layers, choose_layers(config.sweep.layers, subject.layers)).repeated
-    if repeated:
-        counted = " and ".join(f"{number} {level}{'s' * (number > 1)}" for level, number in repeated.items())
-        table.add_row("  measured once", f"{counted} of one layer or block, which the grid has already")
-    windows = frame.drop_duplicates("window_index").sort_values("window_index")
-    table.add_row("  windows", ", ".join(f"{a}-{b}" for a, b in zip(windows["t_start"], windows["t_end"], strict=True)))
-    table.add_row(
-        "  layers", ", ".join(f"{layer.index} {layer.name} ({layer.heads} heads)" for layer in subject.layers)
-    )
-    images = ", ".join(f"{escape(name)} {n}" for name, n in images_of(config, subject).items())
-    most = "at most " if config.stats.statistic != "none" or profiling else ""
-    table.add_row("images a trial", f"{most}{images}; {config.sweep.samples} generated")
-    table.add_row("leases", f"at least {len({share_key(t) for t in plan.trials})}")
-    if profiling:
-        table.add_row("profiles", f"{most}{profiling:,} of the rows below, those of the sets of heads included")
-    table.add_row("forwards", f"{most}{rows:,} rows of one image")
-    table.add_row("FLOPs", f"{most}{rows * flops:.3g} ({flops:.3g} a row)")
-    table.add_row("estimated time", f"{most}{clock(rows * seconds)} here, by a probe ({seconds * 1e3:.1f} ms a row)")
-    table.add_row("run directory", escape(directory.where))
-    console.print(table)
-
-
-def print_search_plan(console: Console, config: Config, subject: Subject, directory: RunDirectory) -> None:
-    """The space of a search and what the search costs at most; how much less depends on what it finds."""
-    space, steps, search = search_space(config, subject), rungs(config), config.sweep.search
-    candidates, confirmed = min(search.candidates, space.size()), min(search.confirm, space.size())
-    # Each candidate with its baseline, on every rung; the confirmations generate samples too.
-    rows = 2 * candidates * sum(steps) + 2 * confirmed * (
-        search_images(config) + config.sweep.samples * config.sweep.steps
-    )
-    flops, seconds = probe(subject)
-    table = Table(title=f"{config.sweep.name} on {escape(config.model.name)}", show_header=False, title_justify="left")
-    table.add_row("sets", f"{space.size():,} of up to {space.max_heads} of {len(space.sites)} heads")
-    table.add_row("  data sets", ", ".join(map(escape, space.datasets)))
-    table.add_row("  modes", ", ".join(f"{mode.value}" for mode in space.modes))
-    table.add_row("  strengths", ", ".join(f"{strength:g}" for strength in space.strengths))
-    table.add_row("  windows", ", ".join(f"{w.t_start}-{w.t_end}" for w in space.windows))
-    table.add_row("searched", f"{candidates} sets, on {', '.join(map(str, steps))} images")
-    fresh = f"images {search_images(config)} to {2 * search_images(config) - 1}"
-    table.add_row("confirmed", f"the best {confirmed}, on {fresh}; {config.sweep.samples} generated")
-    table.add_row("forwards", f"at most {rows:,} rows of one image")
-    table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row)")
-    table.add_row("estimated time", f"at most {clock(rows * seconds)} of measuring here ({seconds * 1e3:.1f} ms a row)")
-    table.add_row("run directory", escape(directory.where))
-    console.print(table)
-
-
-def probe(subject: Subject) -> tuple[float, float]:
-    """FLOPs and seconds of one row on this machine, at a batch of 32 rows."""
-    denoiser = subject.denoiser
-    x = torch.randn(_PROBE_ROWS, *denoiser.sample_shape)
-    t = torch.full((_PROBE_ROWS,), denoiser.train_timesteps // 2)
-    labels = draw(denoiser.network, _PROBE_ROWS, torch.Generator().manual_seed(0))
-    with FlopCounterMode(display=False) as counter:
-        denoiser(x, t, labels)
-    times = []
-    for _ in range(_PROBES):
-        started = time.perf_counter()
-        denoiser(x, t, labels)
-        if denoiser.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return counter.get_total_flops() / _PROBE_ROWS, min(times) / _PROBE_ROWS
 
 
 def strongest_heads(plan: Plan, effects: pd.DataFrame, metric: str) -> pd.DataFrame:

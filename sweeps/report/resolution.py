@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 from scipy.stats import norm, spearmanr
 
-POWER = 0.8
+from circuits.statistics.power import POWER, boundary_drift
+
 LAST_HORIZON = 0.25  # share of the error that the stopping rule spends on a trial's last image
 Sizes = Any  # a number, an array or a series
 
@@ -25,24 +25,10 @@ def smallest_detectable(spread: Sizes, n: Sizes, alpha: float, statistic: str = 
     Normal approximation: a guide, not a guarantee. NaN for e-processes, whose power has no such formula.
     """
     if statistic == "obf":
-        return _boundary_shift(alpha * LAST_HORIZON / 2) * spread / np.sqrt(n)
+        return boundary_drift(alpha * LAST_HORIZON / 2) * spread / np.sqrt(n)
     if statistic != "none":
         return math.nan * spread / np.sqrt(n)
     return (norm.isf(alpha) + norm.ppf(POWER)) * spread / np.sqrt(n)
-
-
-def _boundary_shift(tail: float) -> float:
-    """Drift, in standard errors at the last image, by which a Brownian path reaches isf(tail) with 80% power.
-
-    P(max of B(t) + shift t over t <= 1 reaches z) = Phi(shift - z) + exp(2 z shift) Phi(-z - shift). Of the last
-    horizon alone, so a little too large: the path may also reach the nearer one.
-    """
-    z = float(norm.isf(tail))
-
-    def power(shift: float) -> float:
-        return float(norm.cdf(shift - z) + np.exp(2 * z * shift + norm.logcdf(-z - shift)))
-
-    return float(brentq(lambda shift: power(shift) - POWER, 0.0, z + 2.0))
 
 
 def corrected_level(cells: pd.DataFrame, alpha: float) -> float:
