@@ -27,6 +27,7 @@ from sweeps.config import (
     DataConfig,
     StatsConfig,
     as_list,
+    as_plain,
     source_specs,
 )
 from sweeps.logins import has_login
@@ -74,14 +75,15 @@ def typed(composed: DictConfig) -> Config:
     for key, text in _texts(OmegaConf.to_container(composed, resolve=False)):
         if re.search(r"\$\{[^}]*:", text):  # a secret of the environment would be written to config.yaml
             raise ConfigError(f"{key}: expected a value or a reference as ${{sweep.seed}}; {text!r} calls a function")
-        if has_login(text):
-            raise ConfigError(f"{key}: expected an address without a login, which would be written to config.yaml")
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'settings'!s}: {str(error).strip().splitlines()[0]}") from error
     assert isinstance(config, Config)
     _check(config)
+    for key, text in _texts(as_plain(config)):
+        if has_login(text):
+            raise ConfigError(f"{key}: expected an address without a login, which would be written to config.yaml")
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _IN_ADDRESS = re.compile(
-    r"(?<=://)[^/?#\s'\"]*@"  # s3://key:secret@bucket
+    r"(?<=://)(?:[^/?#\s'\"]*:|(?<!abfs://)(?<!abfss://))[^/?#\s'\"]*@"  # https://name:secret@host, https://secret@host
     r"|(?<=[?&])(?:access_key|secret_key|session_token|sig|signature|token|password)=[^&\s'\"]*",
     re.IGNORECASE,
 )

@@ -111,7 +111,7 @@ class RunDirectory:
     def damage(self) -> list[str]:
         """A line for each part that was found damaged so far: what was computed from the parts lacks it."""
         told = "damaged, does not count; the sweep's command, run again, measures its trials again"
-        return [f"{self.records / name}: {told}" for name in sorted(self._damaged)]
+        return [f"{self.shown(self.records / name)}: {told}" for name in sorted(self._damaged)]
 
     # measurements
 
@@ -189,7 +189,7 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.where} holds no run: {source.name} cannot be read") from error
         except Damaged as error:
             raise RunDirectoryError(
-                f"{source} is damaged, or was edited; the command of its sweep, run again, writes it anew"
+                f"{self.shown(source)} is damaged, or was edited; the command of its sweep, run again, writes it anew"
             ) from error
 
     def write_failures(self, failures: Iterable[Failure]) -> None:
@@ -223,7 +223,9 @@ class RunDirectory:
             facts = json_object(self.run.read_bytes())
             written_by = int(facts.get("schema_version", SCHEMA_VERSION))
         except (OSError, TypeError, ValueError) as error:
-            raise RunDirectoryError(f"{self.run} is damaged, or was edited; delete it to go on without it") from error
+            raise RunDirectoryError(
+                f"{self.shown(self.run)} is damaged, or was edited; delete it to go on without it"
+            ) from error
         if written_by > SCHEMA_VERSION:
             raise RunDirectoryError(
                 f"{self.where} was written by a newer version (schema {written_by}, this one knows {SCHEMA_VERSION})"

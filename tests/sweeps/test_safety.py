@@ -212,13 +212,27 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-@pytest.mark.parametrize("key", ["run.root", "model.path", "data.root", "cluster.address", "tracker.project"])
+@pytest.mark.parametrize("key", ["model.path", "data.root", "cluster.address", "tracker.project"])
 def test_an_address_with_a_login_is_refused_and_not_repeated(key: str, address: str) -> None:
     problem = launch._problem([f"{key}='{address}'"])
     assert problem == f"{key}: expected an address without a login, which would be written to config.yaml"
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/a", "ray://host:10001", "me@host", "gs://b/x?region=a", "a/b@c"])
+@pytest.mark.parametrize(
+    "address", ["s3://AKIA5:hush-hush@bucket/runs", ADDRESSES[2], ADDRESSES[3], "s3://a:hush-hush"]
+)
+def test_a_store_with_a_login_is_refused_and_not_repeated(address: str) -> None:
+    problem = launch._problem([f"run.root='{address}'"])
+    assert problem is not None
+    assert problem.startswith(
+        "run.root: expected no credentials in the URI, which is written to config.yaml; got some in"
+    )
+    assert "hush" not in problem
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/a", "ray://host:10001", "me@host", "gs://b/x?region=a", "a/b@c", "abfss://box@a.net/x"]
+)
 def test_an_address_without_a_login_is_none(address: str) -> None:
     assert not has_login(address)
     assert without_login(f"run.root={address}") == f"run.root={address}"
