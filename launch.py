@@ -7,6 +7,7 @@ good; 130: interrupted, resumable; 1: this machine gave out (a full disk, say), 
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import itertools
 import os
@@ -34,6 +35,8 @@ from sweeps.composition import config_folder, nearest_key, register, schema_keys
 from sweeps.config import ConfigError
 
 GAVE_OUT, BAD_INPUT, FAILED_TRIALS, INTERRUPTED = 1, 2, 3, 130
+_GOES_ON = "what is recorded is kept, and the same command goes on from there"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # of a file that is not published: a figure, say
 _EXPECTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
 
@@ -103,11 +106,16 @@ def _launch(composed: DictConfig, began: list[str]) -> int:
 
         return execute(config, began.append)
     except GaveOut as error:
-        _say(f"{error}; what is recorded is kept, and the same command goes on from there")
+        _say(f"{error}; {_GOES_ON}")
         return GAVE_OUT
     except (ConfigError, DataError, ModelError, RunDirectoryError) as error:
         _say(str(error))
         return BAD_INPUT
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _say(f"{error.filename or 'a file'} could not be written ({error.strerror}); {_GOES_ON}")
+        return GAVE_OUT
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return INTERRUPTED

@@ -26,6 +26,7 @@ from sweeps.leases import LeaseQueue, Task
 from sweeps.locks import RunLock
 from sweeps.progress import SweepProgress
 from sweeps.records import Failure, RunDirectory, RunDirectoryError
+from sweeps.report import write_report
 from tests.sweeps.poison import is_poisoned, poison
 from tests.sweeps.tiny import (
     COMPARISON_COLUMNS,
@@ -331,6 +332,37 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(
     directory = only_run(tmp_path)
     assert len(directory.recorded()) == 4 + 4, "the first of the five parts holds four trials"
     assert launched(monkeypatch, *overrides) == 0
+    assert duplicated_trials(directory) == 0
+    assert_same_effects(directory, reference)
+
+
+@pytest.mark.parametrize("name", ["run.json", "trials.parquet", "effects.parquet", "heatmap"])
+def test_a_disk_that_is_full_for_any_other_file(
+    settings: list[str],
+    reference: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """Before, between and after the measuring; a figure of the report, too, which is not published as a whole."""
+    where = (f"run.root={tmp_path}", "run.name=mine")
+    replace, write_text = os.replace, Path.write_text
+
+    def full(target: Any) -> None:
+        if name in Path(target).name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeps.driver.write_report", write_report)
+        patch.setattr(os, "replace", lambda source, target: (full(target), replace(source, target)))
+        patch.setattr(Path, "write_text", lambda path, *a, **k: (full(path), write_text(path, *a, **k))[1])
+        assert launched(patch, *settings, *where) == 1
+    (line,) = [said for said in capsys.readouterr().err.splitlines() if said.startswith("error: ")]
+    assert line.startswith(f"error: {tmp_path / 'mine'}/")
+    assert " could not be written (No space left on device); what is recorded is kept, and the same" in line
+    assert launched(monkeypatch, *settings, *where) == 0
+    directory = RunDirectory(tmp_path / "mine")
     assert duplicated_trials(directory) == 0
     assert_same_effects(directory, reference)
 
