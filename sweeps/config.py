@@ -15,7 +15,7 @@ from circuits.vocabulary import ABLATIONS, DENOISE_METRICS, GROUP_LEVELS, PROMPT
 from sweeps.profile_config import PROFILE_MODES, ProfileConfig
 from sweeps.search_config import SearchConfig
 
-RUN_MODES = ("run", "plan", "status", "track", "aggregate", "report", "compare", "train")
+RUN_MODES = ("run", "plan", "status", "track", "aggregate", "report", "compare", "export", "train")
 PROTOCOLS = ("denoise", "sample")
 LEVELS = ("head", "layer", *GROUP_LEVELS)
 METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each protocol tests
@@ -25,6 +25,7 @@ FAMILIES = {"layer": "layer_index", "window": "window_index", "mode": "mode", "d
 NEED_ROOT = ("image_folder", "celeba", PROMPTS)
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": RUN_MODES,
+    "format": ("latex", "csv", "parquet"),
     "sweep.kind": ("grid", "search"),
     "sweep.profile.mode": PROFILE_MODES,
     "model.dtype": ("float32", "bfloat16", "float16"),
@@ -169,6 +170,7 @@ class Config:
     """Everything that can be set."""
 
     mode: str = "run"  # what to do; all but run, plan and train read a finished or unfinished run
+    format: str = "latex"  # mode=export: of the tables; latex, csv, parquet
     sweep: SweepConfig = field(default_factory=SweepConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

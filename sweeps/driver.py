@@ -53,6 +53,7 @@ def execute(config: Config, began: Callable[[str], object] = str) -> int:
         "aggregate": analyse,
         "report": report,
         "compare": compare,
+        "export": export,
         "train": train_model,
     }
     with visiting(config.run.root):
@@ -188,6 +189,17 @@ def compare(config: Config) -> int:
     return OK
 
 
+def export(config: Config) -> int:
+    """``mode=export``: tables, figures and a methods paragraph for a paper."""
+    from sweeps.export import export_run
+
+    directory = existing(config)
+    aggregate(directory)
+    for line in export_run(directory.path, config.format):
+        say(Console(), line)
+    return OK
+
+
 def load(config: Config) -> tuple[Subject, SubjectSpec]:
     """Model and data sets in this process: for the plan, and for a sweep without Ray."""
     spec = subject_spec(config)
@@ -285,6 +297,7 @@ def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory)
                 "name": denoiser.name,
                 "path": config.model.path,
                 "revision": denoiser.revision,
+                "prediction_type": denoiser.prediction_type,
                 "parameters": denoiser.parameters,
                 "layers": [layer.name for layer in subject.layers],
                 "heads": max(layer.heads for layer in subject.layers),

@@ -1,7 +1,7 @@
 """Saddlepoint tail of a sum of independent signs: P(sum e_i d_i >= sum d_i), e_i = +1 or -1 with probability 1/2.
 
-Niu, Choudhury & Katsevich, "Computationally efficient and statistically accurate conditional independence testing
-with spaCRT" (arXiv 2407.08911) prove the relative accuracy of such tails for resampling tests; the tail formula is
+Niu, Choudhury & Katsevich, "The conditional saddlepoint approximation for fast and accurate large-scale hypothesis
+testing" (arXiv 2407.08911) prove the relative accuracy of such tails for resampling tests; the tail formula is
 Barndorff-Nielsen's r* = w + log(u / w) / w (Biometrika 73, 1986).
 """
 

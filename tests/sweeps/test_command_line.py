@@ -75,6 +75,7 @@ WRONG = [
     ("sweep=", "sweep: unknown ''; valid: full_ablation"),
     ("sweep=null", "sweep=null: cannot be used"),
     ("mode=rn", "mode: unknown 'rn'; did you mean 'run'? valid: run, plan"),
+    ("format=late", "format: unknown 'late'; did you mean 'latex'? valid: latex, csv, parquet"),
     ("sweeps=smoke", "unknown key 'sweeps'; did you mean 'sweep'?"),
     ("experiment=windows", "experiment: is added to the other groups: +experiment=NAME; valid: generation, repl"),
     ("+experiment=windos", "experiment: unknown 'windos'; did you mean 'windows'? valid: generation, replication, win"),
