@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from sweeps.comments import comments_of
 from sweeps.config import Config
+from sweeps.settings import comments_of
 from tests.sweeps.tiny import ROOT, environment
 
 
