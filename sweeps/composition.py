@@ -21,6 +21,7 @@ from sweeps.config import (
     CORRECTIONS,
     LISTS,
     METRICS,
+    MIXED,
     NEED_ROOT,
     Config,
     ConfigError,
@@ -145,6 +146,8 @@ def _check(config: Config) -> None:
             raise ConfigError(problem)
     _check_stopping(stats)
     one_of("cluster", cluster.name, ("inline", "local", "ray"))
+    if cluster.device == MIXED:
+        _check_mixed(config)
     one_of("tracker", config.tracker.name, ("wandb", "none"))
     tested = [metric for protocol in as_list(sweep.protocols, "sweep.protocols") for metric in METRICS[protocol]]
     if stats.metric not in tested:
@@ -200,6 +203,17 @@ def _check(config: Config) -> None:
     plain_name("sweep.name", sweep.name)
     if config.run.name is not None:
         plain_name("run.name", config.run.name)
+
+
+def _check_mixed(config: Config) -> None:
+    """Trials are measured on whatever device is free, so all devices must give the same numbers."""
+    for key, given, needed in (
+        ("cluster", config.cluster.name, "ray"),
+        ("model.dtype", config.model.dtype, "float32"),
+        ("sweep.kind", config.sweep.kind, "grid"),
+    ):
+        if given != needed:
+            raise ConfigError(f"{key}: cluster.device=mixed expected {needed}, got {given}; or take auto, cpu or cuda")
 
 
 def _check_stopping(stats: StatsConfig) -> None:

@@ -22,6 +22,7 @@ METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each pr
 CORRECTIONS = {"obf": ("hierarchical", "bh", "by"), "sign": ("by", "e-bh"), "betting": ("by", "e-bh")}
 STATISTICS = ("none", *CORRECTIONS)
 FAMILIES = {"layer": "layer_index", "window": "window_index", "mode": "mode", "dataset": "dataset"}  # trial columns
+MIXED = "mixed"  # cluster.device: workers on GPUs, and on the CPUs of nodes without
 NEED_ROOT = ("image_folder", "celeba", PROMPTS)
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": RUN_MODES,
@@ -29,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sweep.kind": ("grid", "search"),
     "sweep.profile.mode": PROFILE_MODES,
     "model.dtype": ("float32", "bfloat16", "float16"),
-    "cluster.device": ("auto", "cpu", "cuda"),
+    "cluster.device": ("auto", "cpu", "cuda", MIXED),
     "tracker.mode": ("auto", "offline", "online", "disabled"),
     "tracker.granularity": ("auto", "trial", "group"),
     "stats.statistic": STATISTICS,
@@ -117,7 +118,7 @@ class ClusterConfig:
     cpus_per_worker: int = 1  # CPU cores that a worker takes
     lease_seconds: float = 3.0  # work handed to a worker at once
     lease_timeout: float = 1800.0  # a lease that takes longer is ended and tried again
-    device: str = "auto"  # auto, cpu, cuda; of a running cluster auto is its GPUs, or its CPUs if it has none
+    device: str = "auto"  # auto, cpu, cuda, mixed; of a running cluster auto is its GPUs, or its CPUs if it has none
     price_per_hour: float | None = None  # of a worker, in any currency: mode=plan says what the sweep costs
     ship_code: bool = True  # to the workers of a running cluster; false where its machines have this version installed
 

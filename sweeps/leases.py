@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from sweeps.plan import Trial
 
 _SMALLER = 8  # times that a lease at the end of a round is smaller than usual, at most
+_TOO_LARGE = 2  # times the right size: a lease that was given back is then cut for the worker that takes it
+_SHORTEST = 1e-4  # seconds of a task that count as measured
+_HALVINGS = 32  # of the time that fair_shares looks for
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,36 @@ class Lease:
 
     def halves(self) -> list[Lease]:
         """Two smaller leases, to find the trial that kills its worker; one trial cannot be halved."""
-        middle = len(self.trials) // 2
-        parts = (self.trials[:middle], self.trials[middle:])
-        return [Lease.of(part, self.units) for part in parts] if middle else [self]
+        return list(self.cut(middle)) if (middle := len(self.trials) // 2) else [self]
+
+    def cut(self, size: int) -> tuple[Lease, Lease]:
+        """The first ``size`` trials, and the others."""
+        return Lease.of(self.trials[:size], self.units), Lease.of(self.trials[size:], self.units)
+
+
+class Pace:
+    """How long a task takes one worker: a running mean of what it took, in ratios, since workers differ by hundreds.
+
+    Attributes:
+        seconds: of a task; None until one came back.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+
+    def observe(self, tasks: int, seconds: float) -> None:
+        """Learn from a finished lease. One in which every trial was lost teaches nothing."""
+        if tasks:
+            found = max(seconds / tasks, _SHORTEST)
+            self.seconds = found if self.seconds is None else math.sqrt(self.seconds * found)
+
+    def fits(self, seconds: float) -> int:
+        """Tasks that take so long, one at least; one where nothing is known yet."""
+        return 1 if self.seconds is None else max(1, round(seconds / self.seconds))
 
 
 class LeaseQueue:
-    """Cuts tasks into leases of about ``seconds`` of work, by a running estimate of a task's time.
+    """Cuts tasks into leases of about ``seconds`` of work, by the pace of the worker that takes them.
 
     Args:
         following: the tasks of the next round, asked for when all of this round came back; none ends the sweep.
@@ -63,7 +92,6 @@ class LeaseQueue:
         self._groups: deque[deque[Task]] = deque()
         self._returned: deque[Lease] = deque()
         self._seconds = seconds
-        self._seconds_per_task = seconds / 4  # small first leases, until something was measured
         self._following = following
         self._waiting = 0
         self._add(tasks)
@@ -88,19 +116,25 @@ class LeaseQueue:
         """Tasks that nobody has."""
         return self._waiting + sum(len(lease.trials) for lease in self._returned)
 
-    def take(self, workers: int = 1) -> Lease:
+    def take(self, pace: Pace, share: int | None = None) -> Lease:
         """The next lease; tasks of one group stay together as long as they fit.
 
         Args:
-            workers: that share what is waiting. Toward the end of a round leases get smaller, down to an eighth, so
-                that nobody is left with a long one while the others wait for the next round.
+            pace: of the worker that takes it.
+            share: of what is waiting, tasks that this worker should run (see ``fair_shares``); None: all of it. It gets
+                half of them at once, so that toward the end of a round leases get smaller, down to an eighth of the
+                usual, and nobody is left with a long one while the others wait for the next round.
         """
+        usual = size = pace.fits(self._seconds)
+        if share is not None:
+            size = max(1, usual // _SMALLER, min(usual, share // 2))
         if self._returned:
-            return self._returned.popleft()
+            lease = self._returned.popleft()
+            if len(lease.trials) > _TOO_LARGE * size:  # of a faster worker
+                lease, rest = lease.cut(size)
+                self._returned.appendleft(rest)
+            return lease
         group = self._groups[0]
-        usual = size = max(1, round(self._seconds / self._seconds_per_task))
-        if workers > 1:
-            size = max(1, usual // _SMALLER, min(usual, self._waiting // (2 * workers)))
         units = group[0].units
         size = min(size, len(group))
         lease = Lease.of((group.popleft().trial for _ in range(size)), units)
@@ -113,10 +147,27 @@ class LeaseQueue:
         """A lease whose worker was lost; it goes first."""
         self._returned.appendleft(lease)
 
-    def observe(self, trials: int, seconds: float) -> None:
-        """Learn from a finished lease."""
-        if trials:
-            self._seconds_per_task = 0.7 * self._seconds_per_task + 0.3 * max(seconds / trials, 1e-4)
+
+def fair_shares(tasks: int, paces: Sequence[float], busy: Sequence[float]) -> list[int]:
+    """How many of so many tasks each worker would run, were each given to whoever has it done first.
+
+    A worker so slow that the others are done with everything sooner gets none. Where several would be done at the same
+    time each counts, so the shares may add up to more than there is.
+
+    Args:
+        paces: seconds that a task takes each worker.
+        busy: seconds until each is done with what it has.
+    """
+    pace, free = np.asarray(paces), np.asarray(busy)
+    low, high = 0.0, float((free + tasks * pace).min())  # by then one of them alone is done with all
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _done_by(middle, pace, free).sum() >= tasks else (middle, high)
+    return _done_by(high, pace, free).astype(int).tolist()
+
+
+def _done_by(seconds: float, pace: np.ndarray, free: np.ndarray) -> np.ndarray:
+    return np.floor(np.maximum(seconds - free, 0) / pace + 1e-6)
 
 
 def share_key(trial: Trial) -> tuple:

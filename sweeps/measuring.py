@@ -25,7 +25,7 @@ from sweeps.provenance import now
 from sweeps.records import Failure, RunDirectory
 from sweeps.rounds import Rounds, resumed_rounds
 from sweeps.run import LeaseOutcome, RunnerSpec
-from sweeps.schedule.workers import worker_count
+from sweeps.schedule.workers import counts_of, shares_of
 from sweeps.standing import MEASURING, Bulletin
 from sweeps.timings import STARTING, Timings
 
@@ -130,7 +130,9 @@ def workers_of(config: Config, device: str) -> int:
     if cluster.name == "ray":
         return cluster.workers or 1
     share = 1.0 if cluster.gpus_per_worker == "auto" else float(cluster.gpus_per_worker)
-    return worker_count(cluster, device, os.cpu_count() or 1, torch.cuda.device_count(), share)
+    cpus = max(os.cpu_count() or 1, cluster.workers * cluster.cpus_per_worker)
+    here = [{"CPU": cpus, "GPU": torch.cuda.device_count()}]
+    return sum(counts_of(cluster, shares_of(cluster, device, here, share), here).values())
 
 
 def follow(rounds: Rounds, follower: Follower) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import orchestration
-from sweeps.leases import LeaseQueue
+from sweeps.leases import LeaseQueue, Pace
 from sweeps.plan import make_plan
 from sweeps.records import RunDirectory
 from sweeps.rounds import resumed_rounds
@@ -25,11 +25,12 @@ def test_no_op_work_is_recorded_decided_and_resumed(tmp_path: Path) -> None:
     assert len(plan) == orchestration.PER_LAYER == 2_000
     rounds = resumed_rounds(config, plan, directory)
     queue = LeaseQueue(rounds.tasks(), 3.0, rounds.following)
+    pace = Pace()
     worker = orchestration.NoOpWorker(orchestration.assignment(directory), 0.0)
     while queue or queue.refill():
-        lease = queue.take(8)
+        lease = queue.take(pace)
         outcome = worker.run(lease)
-        queue.observe(len(lease.trials), outcome.seconds)
+        pace.observe(len(lease.trials), outcome.seconds)
         rounds.add(outcome.gains)
     assert len(rounds.done) == 2_000
     units = directory.measurements().query("metric == 'noise_mse'").groupby("trial_id").size()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sweeps.config import ClusterConfig
-from sweeps.leases import Lease, LeaseQueue
+from sweeps.leases import Lease, LeaseQueue, Pace
 from sweeps.plan import Subject
 from sweeps.run import LeaseOutcome, Runner, RunnerSpec
 from sweeps.schedule.clusters import connect, disconnect
@@ -26,11 +26,11 @@ def inline(
     leases: LeaseQueue, spec: RunnerSpec, subject: Subject, stop: threading.Event
 ) -> Iterator[tuple[Lease, LeaseOutcome]]:
     """Run every lease in this process, with the subject that is already loaded."""
-    runner = Runner(spec, subject)
+    runner, pace = Runner(spec, subject), Pace()
     while not stop.is_set() and (leases or leases.refill()):
-        lease = leases.take()
+        lease = leases.take(pace)
         outcome = runner.run(lease)
-        leases.observe(len(lease.trials), outcome.seconds)
+        pace.observe(len(lease.trials), outcome.seconds)
         yield lease, outcome
 
 

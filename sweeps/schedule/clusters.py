@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sweeps.config import ClusterConfig, ConfigError
+from sweeps.config import MIXED, ClusterConfig, ConfigError
 
 _CONNECT_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # only leases and their outcomes travel
@@ -28,7 +28,7 @@ def resolve_device(wanted: str, *, elsewhere: bool = False) -> str:
     Args:
         elsewhere: the workers run on other machines; this one takes its GPU if it has one, and the CPU if not.
     """
-    if wanted == "auto" or (elsewhere and wanted == "cuda"):
+    if wanted in ("auto", MIXED) or (elsewhere and wanted == "cuda"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("cluster.device: cuda was asked for, and this machine has no usable GPU; valid: auto, cpu")

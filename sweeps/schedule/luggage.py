@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sweeps.config import ClusterConfig
+from sweeps.records import RunDirectory
 from sweeps.run import RunnerSpec
-from sweeps.schedule.clusters import CLIENT
-from sweeps.travel import FileServer, Luggage, all_pieces, fetch
+from sweeps.schedule.clusters import CLIENT, resolve_device
+from sweeps.travel import FileServer, Luggage, all_pieces, fetch, moved
 
 
 def packed(cluster: ClusterConfig, spec: RunnerSpec) -> Luggage | None:
@@ -35,7 +38,24 @@ def packed(cluster: ClusterConfig, spec: RunnerSpec) -> Luggage | None:
     return replace(luggage, server=remote.options(num_cpus=0, scheduling_strategy=here).remote())
 
 
-def unpacked(luggage: Luggage) -> dict[str, str]:
+def arrived(spec: RunnerSpec, luggage: Luggage | None) -> tuple[RunnerSpec, Path | None]:
+    """The assignment as this machine can work on it, and its own run directory where the driver's is not here.
+
+    Args:
+        luggage: None on the driver's own machine.
+    """
+    spec = replace(spec, subject=replace(spec.subject, device=resolve_device(spec.subject.device)))
+    if luggage is None:
+        return spec, None
+    spec = replace(spec, subject=moved(spec.subject, _unpacked(luggage)))
+    if luggage.shares(spec.run_dir):
+        return spec, None
+    own = RunDirectory(Path(tempfile.mkdtemp(prefix="circuit-sweep-")))
+    own.create(own.records, own.samples)
+    return replace(spec, run_dir=str(own.path)), own.path
+
+
+def _unpacked(luggage: Luggage) -> dict[str, str]:
     """Where the luggage lies here, by its path on the driver's machine."""
     import ray
 

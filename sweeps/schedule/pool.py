@@ -6,16 +6,19 @@ killing workers is halved until the poison trial is alone, and that one is recor
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sweeps.drain import Draining
-from sweeps.leases import Lease, LeaseQueue
+from sweeps.leases import Lease, LeaseQueue, Pace, fair_shares
 from sweeps.records import Failure, GaveOut
 from sweeps.run import DEVICE_LOST, LeaseOutcome
+from sweeps.schedule.workers import last_line
 
 IN_FLIGHT = 2
 IDLE_SECONDS = 60.0
@@ -34,11 +37,11 @@ _NODE_DIED = "its node has died"  # what Ray says where the machine is to blame,
 
 
 class Factory(Protocol):
-    """Starts workers; see :class:`sweeps.schedule.workers.WorkerFactory`."""
+    """Starts workers, of one kind or several; see :class:`sweeps.schedule.workers.WorkerFactory`."""
 
-    def wanted(self) -> int: ...
+    def wanted(self) -> Mapping[Any, int]: ...
 
-    def start(self) -> Any: ...
+    def start(self, kind: Any) -> Any: ...
 
 
 @dataclass(eq=False)
@@ -46,6 +49,8 @@ class _Worker:
     """An actor of the pool. It is handed leases from an answered ping on, until it loses one.
 
     Attributes:
+        kind: what the factory calls it.
+        pace: how long a task takes it.
         flying: leases in the order in which they were handed over, which is the order in which they are run.
         ping: what was asked of a worker that is not known to be up.
         silent: pings in a row that it did not answer, having died.
@@ -55,8 +60,10 @@ class _Worker:
         rested: since when it has had nothing to do.
     """
 
+    kind: Any
     handle: Any
     ping: Any
+    pace: Pace = field(default_factory=Pace)
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)
     silent: int = 0
     lost_since: float | None = None
@@ -70,6 +77,14 @@ class _Worker:
 
     def lost_for(self, now: float) -> float:
         return 0.0 if self.lost_since is None else now - self.lost_since
+
+    def busy_for(self, pace: float, now: float) -> float:
+        """Seconds until it is done with what it has, at so many a task; one that is overdue is taken to need as long
+        again as it is overdue, so that nobody waits for a worker that hangs."""
+        if not self.flying:
+            return 0.0
+        _, started = next(iter(self.flying.values()))
+        return abs(pace * sum(len(lease.trials) for lease, _ in self.flying.values()) - (now - started))
 
     def hand(self, lease: Lease) -> None:
         self.flying[self.handle.run.remote(lease)] = (lease, time.monotonic())
@@ -110,7 +125,7 @@ class Pool:
         self._stop = stop
         self._idle = idle
         self._say = say
-        self._deaths: dict[str, int] = {}
+        self._deaths: dict[str, int] = {}  # of workers that had the trial, since it was last measured
         self._workers: list[_Worker] = []
         self._alone_since: float | None = time.monotonic()
         self._out_of_work: float | None = None
@@ -146,10 +161,14 @@ class Pool:
             self._dismiss(worker)
         if self._leases:
             busy = sum(bool(worker.flying) for worker in self._workers)
-            staying = sum(not worker.leaving for worker in self._workers)
-            for _ in range(min(self._factory.wanted(), busy + self._leases.waiting) - staying):
-                handle = self._factory.start()
-                self._workers.append(_Worker(handle, handle.ping.remote()))
+            there = Counter(worker.kind for worker in self._workers if not worker.leaving)
+            work_for = busy + self._leases.waiting - there.total()
+            for kind, wanted in self._factory.wanted().items():
+                missing = max(0, min(wanted - there[kind], work_for))
+                work_for -= missing
+                for _ in range(missing):
+                    handle = self._factory.start(kind)
+                    self._workers.append(_Worker(kind, handle, handle.ping.remote()))
             self._out_of_work = None
             return
         if self._idle == float("inf"):
@@ -176,9 +195,17 @@ class Pool:
     def _hand_out(self) -> None:
         able = [worker for worker in self._workers if self._answered(worker) and not worker.leaving]
         for _ in range(IN_FLIGHT):
-            for worker in able:
-                if self._leases and len(worker.flying) < IN_FLIGHT:
-                    worker.hand(self._leases.take(len(able)))
+            for index, worker in enumerate(able):
+                if self._leases and len(worker.flying) < IN_FLIGHT and (share := self._shares(able)[index]):
+                    worker.hand(self._leases.take(worker.pace, share))
+
+    def _shares(self, able: Sequence[_Worker]) -> list[int]:
+        """Tasks that each should run of what waits; one that has not run any yet is taken for an average one."""
+        known = [worker.pace.seconds for worker in able if worker.pace.seconds is not None]
+        usual, now = statistics.geometric_mean(known or [1.0]), time.monotonic()
+        paces = [worker.pace.seconds or usual for worker in able]
+        busy = [worker.busy_for(pace, now) for worker, pace in zip(able, paces, strict=True)]
+        return fair_shares(self._leases.waiting, paces, busy)
 
     def _collect(self, worker: _Worker, ref: Any) -> Iterator[tuple[Lease, LeaseOutcome]]:
         lease = worker.take_back(ref)
@@ -199,7 +226,9 @@ class Pool:
         except self._ray.exceptions.RayError as error:
             yield from self._lost(worker, lease, error)
         else:
-            self._leases.observe(len(lease.trials), outcome.seconds)
+            worker.pace.observe(len(lease.trials), outcome.seconds)
+            for trial in lease.trials if self._deaths else ():
+                self._deaths.pop(trial.trial_id, None)
             yield lease, outcome
 
     def _lost(self, worker: _Worker, lease: Lease, error: Exception) -> Iterator[tuple[Lease, LeaseOutcome]]:
@@ -211,16 +240,19 @@ class Pool:
         if _NODE_DIED in str(error):
             self._leases.give_back(lease)
             return
-        deaths = self._deaths[lease.lease_id] = self._deaths.get(lease.lease_id, 0) + 1
+        deaths = 1 + max(self._deaths.get(trial.trial_id, 0) for trial in lease.trials)
+        self._deaths |= {trial.trial_id: deaths for trial in lease.trials}
         alone = len(lease.trials) == 1
         if deaths < _DEATHS_BEFORE_HALVING or (alone and deaths == _DEATHS_BEFORE_HALVING):
             self._leases.give_back(lease)
         elif alone:
-            failure = Failure(lease.trials[0].trial_id, f"its worker died {deaths} times: {_reason(error)}", "", deaths)
+            failure = Failure(
+                lease.trials[0].trial_id, f"its worker died {deaths} times: {last_line(error)}", "", deaths
+            )
             yield lease, LeaseOutcome({}, (failure,), 0, 0.0)
         else:
+            self._deaths |= {trial.trial_id: _DEATHS_BEFORE_HALVING - 1 for trial in lease.trials}
             for half in lease.halves():
-                self._deaths[half.lease_id] = _DEATHS_BEFORE_HALVING - 1
                 self._leases.give_back(half)
 
     def _answered(self, worker: _Worker) -> bool:
@@ -240,7 +272,7 @@ class Pool:
             worker.lost_since = now if worker.lost_since is None else worker.lost_since
             worker.silent += not starting
             if all(w.silent >= _SILENCE_LIMIT or w.lost_for(now) > LOST_SECONDS for w in self._workers):
-                raise GaveOut(f"no worker stays alive: {_reason(error)}") from error
+                raise GaveOut(f"no worker stays alive: {last_line(error)}") from error
             worker.ping = worker.handle.ping.remote()
             worker.asked_again = now + (_ASK_AGAIN_SECONDS if starting else 0.0)
             return False
@@ -254,9 +286,3 @@ class Pool:
             if lease is not None and now - started > self._timeout:
                 worker.flying[ref] = (lease, now)
                 self._ray.kill(worker.handle, no_restart=False)
-
-
-def _reason(error: Exception) -> str:
-    """The last line of what Ray says: the cause, after the traceback that leads to it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

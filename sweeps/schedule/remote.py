@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from sweeps.drain import Drain
 from sweeps.leases import Lease
-from sweeps.records import RunDirectory
 from sweeps.run import LeaseOutcome, Runner, RunnerSpec
-from sweeps.schedule.luggage import unpacked
-from sweeps.travel import Luggage, moved, take_files
+from sweeps.schedule.luggage import arrived
+from sweeps.travel import Luggage, take_files
 
 
 class RemoteRunner:
@@ -19,14 +16,7 @@ class RemoteRunner:
 
     def __init__(self, spec: RunnerSpec, luggage: Luggage | None = None) -> None:
         self._drain = Drain()
-        self._away: Path | None = None
-        if luggage is not None:
-            spec = replace(spec, subject=moved(spec.subject, unpacked(luggage)))
-            if not luggage.shares(spec.run_dir):
-                self._away = Path(tempfile.mkdtemp(prefix="circuit-sweep-"))
-                own = RunDirectory(self._away)
-                own.create(own.records, own.samples)
-                spec = replace(spec, run_dir=str(self._away))
+        spec, self._away = arrived(spec, luggage)
         self._runner = Runner(spec)
 
     def ping(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from sweeps.config import ClusterConfig
+from sweeps.config import MIXED, ClusterConfig
+from sweeps.records import GaveOut
 from sweeps.run import RunnerSpec
 
 COUNT_EVERY = 2.0
@@ -18,16 +20,7 @@ MOST_PER_GPU = 4
 """Workers that share a GPU by ``cluster.gpus_per_worker=auto``, at most: more only wait for one another."""
 
 _GPU_IN_USE = 0.9  # share of a GPU's memory that workers may fill
-
-
-def worker_count(cluster: ClusterConfig, device: str, cpus: int, gpus: float, gpu_share: float = 1.0) -> int:
-    """One worker a GPU share, or one a CPU core share. ``gpu_share`` counts where the configuration says auto."""
-    if cluster.workers:
-        return cluster.workers
-    if device == "cuda":
-        share = gpu_share if cluster.gpus_per_worker == "auto" else float(cluster.gpus_per_worker)
-        return max(1, int(gpus / share + 1e-9))
-    return max(1, cpus // cluster.cpus_per_worker)
+_ROUNDING = 1e-9
 
 
 def gpu_share(peak: int, total: int) -> float:
@@ -37,11 +30,69 @@ def gpu_share(peak: int, total: int) -> float:
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker takes of its node."""
+    """What a worker takes of its node.
 
+    Attributes:
+        device: that it computes on; ``auto`` is what it finds there.
+        beside_gpus: whether it may be on a node that has GPUs.
+    """
+
+    device: str
     cpus: float
     gpus: float
     threads: int
+    beside_gpus: bool = True
+
+    def places(self, node: Mapping[str, float]) -> int:
+        """Workers that a node with these resources has room for."""
+        cpus, gpus = node.get("CPU", 0.0), node.get("GPU", 0.0)
+        if gpus and not self.beside_gpus:
+            return 0
+        room = int(cpus / self.cpus + _ROUNDING)
+        if not self.gpus:
+            return room
+        on_gpus = int(gpus) * int(1 / self.gpus + _ROUNDING) if self.gpus < 1 else int(gpus / self.gpus + _ROUNDING)
+        return min(room, on_gpus)
+
+
+def shares_of(
+    cluster: ClusterConfig, device: str, nodes: Sequence[Mapping[str, float]], gpus_of_a_worker: float
+) -> tuple[Share, ...]:
+    """What workers take of these nodes, by what they run on; those on GPUs first.
+
+    Args:
+        device: ``cuda``, ``cpu``, or ``mixed``: the GPUs, and the CPUs of nodes without.
+    """
+    # OMP_NUM_THREADS and the like, as torch read them here, hold for workers on this machine too.
+    most = torch.get_num_threads() if cluster.name == "local" else cluster.cpus_per_worker
+    threads = min(cluster.cpus_per_worker, most)
+    if device in ("cuda", MIXED):
+        found = "cuda" if device == "cuda" else "auto"
+        on_gpus = Share(found, cluster.cpus_per_worker, gpus_of_a_worker, threads)
+        return (
+            (on_gpus,) if device == "cuda" else (on_gpus, Share("cpu", on_gpus.cpus, 0.0, threads, beside_gpus=False))
+        )
+    if cluster.name == "ray":
+        return (Share(device, cluster.cpus_per_worker, 0.0, threads),)
+    # Threads are divided, since workers that each take all cores slow one another down.
+    cpus = sum(int(node.get("CPU", 0.0)) for node in nodes)
+    count = cluster.workers or max(1, cpus // cluster.cpus_per_worker)
+    return (Share(device, min(cluster.cpus_per_worker, cpus / count), 0.0, min(max(1, cpus // count), most)),)
+
+
+def counts_of(
+    cluster: ClusterConfig, shares: Sequence[Share], nodes: Sequence[Mapping[str, float]]
+) -> dict[Share, int]:
+    """Workers that these nodes have room for, or as many as the configuration says; one at the least.
+
+    The number in the configuration is of those on GPUs where there are both.
+    """
+    wanted = {share: sum(map(share.places, nodes)) for share in shares}
+    if cluster.workers:
+        wanted[shares[0]] = cluster.workers
+    if not any(wanted.values()):
+        wanted[shares[0]] = 1
+    return wanted
 
 
 class WorkerFactory:
@@ -50,6 +101,9 @@ class WorkerFactory:
     Args:
         spare_cpus: of each worker's share, left for what calls it.
         retries: times Ray itself repeats a call whose worker died.
+
+    Attributes:
+        shares: what workers take, by what they run on; those on GPUs first.
     """
 
     def __init__(
@@ -61,79 +115,98 @@ class WorkerFactory:
         spare_cpus: float = 0.0,
         retries: int = 0,
     ) -> None:
-        self._cluster, self._kind, self._arguments = cluster, kind, arguments
-        self._retries = retries
-        self._counted, self._wanted = -COUNT_EVERY, 0
-        resources = self._resources()
-        # Of a cluster with GPUs somewhere the workers are there, wherever the driver is.
-        device = spec.subject.device
-        if cluster.name == "ray" and cluster.device == "auto":
-            device = "cuda" if resources.get("GPU", 0) else "cpu"
-        elif cluster.name == "ray":
-            device = cluster.device
-        self._device = device
-        self._gpu_share = 1.0
-        spec = replace(spec, subject=replace(spec.subject, device=device))
-        if device == "cuda" and cluster.gpus_per_worker == "auto" and not cluster.workers:
-            self._gpu_share = self._measured_share(spec)
-        elif device == "cuda" and cluster.gpus_per_worker == "auto":
-            self._gpu_share = min(1.0, max(1.0, resources.get("GPU", 1.0)) / cluster.workers)
-        self.share = self._taken(resources, spare_cpus)
-        self.spec = replace(spec, threads=self.share.threads)
+        self._cluster, self._spec, self._kind, self._arguments = cluster, spec, kind, arguments
+        self._spare_cpus, self._retries = spare_cpus, retries
+        self._counted, self._wanted = -COUNT_EVERY, dict[Share, int]()
+        self.shares = self._all_shares()
 
-    def wanted(self) -> int:
-        """Workers that the cluster has room for by now, or as many as the configuration says."""
+    def wanted(self) -> dict[Share, int]:
+        """Workers that the cluster has room for by now; see :func:`counts_of`."""
         if time.monotonic() - self._counted >= COUNT_EVERY:
-            found = self._resources()
-            self._wanted = worker_count(
-                self._cluster, self._device, int(found.get("CPU", 1)), found.get("GPU", 0.0), self._gpu_share
-            )
+            self._wanted = counts_of(self._cluster, self.shares, _resources())
             self._counted = time.monotonic()
         return self._wanted
 
-    def start(self) -> Any:
+    def assignment(self, share: Share) -> RunnerSpec:
+        """What a worker with this share is told."""
+        return replace(self._spec, subject=replace(self._spec.subject, device=share.device), threads=share.threads)
+
+    def start(self, share: Share) -> Any:
         """A new worker; it waits for a place where the cluster has none, and a cluster that grows sees it waiting."""
         import ray
 
+        elsewhere = (
+            [node["NodeID"] for node in _nodes() if node["Resources"].get("GPU")] if not share.beside_gpus else []
+        )
         actor: Any = ray.remote(self._kind).options(
-            num_cpus=self.share.cpus,
-            num_gpus=self.share.gpus,
+            num_cpus=_as_ray_counts(share.cpus - self._spare_cpus),
+            num_gpus=share.gpus,
             max_restarts=-1,
             max_task_retries=self._retries,
+            label_selector={"ray.io/node-id": f"!in({','.join(elsewhere)})"} if elsewhere else None,
         )
-        return actor.remote(self.spec, *self._arguments)
+        return actor.remote(self.assignment(share), *self._arguments)
 
-    def _resources(self) -> dict[str, float]:
+    def _all_shares(self) -> tuple[Share, ...]:
+        nodes = _resources()
+        gpus, cluster = sum(node.get("GPU", 0.0) for node in nodes), self._cluster
+        device = self._spec.subject.device
+        if cluster.name == "ray":  # wherever the driver is, workers go where the GPUs are
+            device = ("cuda" if gpus else "cpu") if cluster.device == "auto" else cluster.device
+        share = self._gpus_of_a_worker(gpus) if device in ("cuda", MIXED) else 0.0
+        return shares_of(cluster, device, nodes, share)
+
+    def _gpus_of_a_worker(self, gpus: float) -> float:
+        cluster = self._cluster
+        if cluster.gpus_per_worker != "auto":
+            return float(cluster.gpus_per_worker)
+        if cluster.workers:
+            return min(1.0, max(1.0, gpus) / cluster.workers)
+        return self._measured_share()
+
+    def _measured_share(self) -> float:
+        """Load the model on one GPU of the cluster, find its best number of rows, and see what that takes.
+
+        Raises:
+            GaveOut: that cannot be done.
+        """
         import ray
 
-        return ray.cluster_resources()
-
-    def _taken(self, resources: dict[str, float], spare_cpus: float) -> Share:
-        cluster, count, cpus = self._cluster, self.wanted(), int(resources.get("CPU", 1))
-        gpu = self._gpu_share if cluster.gpus_per_worker == "auto" else float(cluster.gpus_per_worker)
-        if self._device == "cuda" or cluster.name == "ray":
-            share, threads = float(cluster.cpus_per_worker), cluster.cpus_per_worker
-        else:
-            # Threads are divided, since workers that each take all cores slow one another down.
-            share, threads = min(cluster.cpus_per_worker, cpus / count), max(1, cpus // count)
-        if cluster.name == "local":  # OMP_NUM_THREADS and the like, as torch read them here, hold for the workers too
-            threads = min(threads, torch.get_num_threads())
-        share -= spare_cpus
-        # Ray takes parts of one CPU, or whole ones.
-        return Share(share if share < 1 else int(share), gpu if self._device == "cuda" else 0.0, threads)
-
-    def _measured_share(self, spec: RunnerSpec) -> float:
-        """Load the model on one GPU of the cluster, find its best number of rows, and see what that takes."""
-        import ray
-
+        (whole,) = shares_of(self._cluster, "cuda", (), 1.0)
+        spec = replace(self.assignment(whole), rows=0)
         task: Any = ray.remote(memory_of).options(num_cpus=self._cluster.cpus_per_worker, num_gpus=1, max_retries=3)
-        return gpu_share(*ray.get(task.remote(self._kind, spec, *self._arguments)))
+        try:
+            return gpu_share(*ray.get(task.remote(self._kind, spec, *self._arguments)))
+        except ray.exceptions.RayError as error:
+            raise GaveOut(f"cluster.gpus_per_worker: auto could not measure the model ({last_line(error)})") from error
 
 
 def memory_of(kind: type, spec: RunnerSpec, *arguments: Any) -> tuple[int, int]:
     """Bytes that a worker takes of its GPU at the most, and bytes that the GPU has."""
     kind(spec, *arguments)
     return torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+
+
+def last_line(error: Exception) -> str:
+    """Of what Ray says: the cause, after the traceback that leads to it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _resources() -> list[Mapping[str, float]]:
+    """Of each node."""
+    return [node["Resources"] for node in _nodes()]
+
+
+def _as_ray_counts(cpus: float) -> float:
+    """Ray takes parts of one CPU, or whole ones."""
+    return cpus if cpus < 1 else int(cpus)
 
 
 def start_workers(
@@ -146,4 +219,4 @@ def start_workers(
 ) -> list[Any]:
     """As many workers as there is room for now; see :class:`WorkerFactory`."""
     factory = WorkerFactory(cluster, spec, kind, *arguments, spare_cpus=spare_cpus, retries=retries)
-    return [factory.start() for _ in range(factory.wanted())]
+    return [factory.start(share) for share, count in factory.wanted().items() for _ in range(count)]

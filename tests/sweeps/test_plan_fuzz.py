@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from circuits.engine import Window
 from circuits.interventions import ABLATIONS, Intervention, Mode, Site
 from sweeps.config import Config, ConfigError
-from sweeps.leases import LeaseQueue, Task
+from sweeps.leases import LeaseQueue, Pace, Task
 from sweeps.plan import Plan, Subject, Trial, make_plan, make_trial
 from sweeps.seals import parquet_bytes, parquet_table
 from tests.fuzzing import fuzz
@@ -127,9 +127,9 @@ def test_leases_hold_every_planned_trial_once(
     plan = planned(asked(config, grid), subject)
     if plan is None:
         return
-    queue, taken = LeaseQueue(map(Task.whole, plan.trials), seconds), list[str]()
+    queue, taken, pace = LeaseQueue(map(Task.whole, plan.trials), seconds), list[str](), Pace()
     while queue:
-        lease = queue.take()
+        lease = queue.take(pace)
         taken += [trial.trial_id for trial in lease.trials]
-        queue.observe(len(lease.trials), took.pop() if took else 0.1)
+        pace.observe(len(lease.trials), took.pop() if took else 0.1)
     assert sorted(taken) == sorted(trial.trial_id for trial in plan.trials)

@@ -19,16 +19,18 @@ import pytest
 from sweeps import schedule, travel
 from sweeps.config import ClusterConfig, Config
 from sweeps.driver import execute
+from sweeps.leases import Lease
 from sweeps.progress import SweepProgress
 from sweeps.records import RunDirectory
 from sweeps.run import RunnerSpec
+from sweeps.schedule import pool as pools
 from sweeps.schedule.luggage import packed
 from tests.sweeps.tiny import assert_same_effects, only_run, run_whole
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
 
 Configure = Callable[..., Config]
-PATIENCE = 120.0
+PATIENCE = 300.0
 GRID = ("stats=sequential", "stats.first=4", "stats.batch=2")
 TOKEN = "a-secret-of-this-test-and-of-nobody-else"
 
@@ -118,6 +120,41 @@ def test_a_node_comes_late_another_dies_and_nothing_is_shared(
     assert len(list(found.samples.glob("*.png"))) == len(list(inline.samples.glob("*.png"))) > 0
     cached = sorted(path.name for path in (cache / "circuit-sweep").iterdir() if path.is_dir())
     assert len(cached) == 2, "model and pictures came once, though three workers loaded them"
+    nodes.remove_node(late[0])
+
+
+def test_gpus_and_the_cpus_of_other_nodes_in_one_sweep(
+    configure: Configure, inline: RunDirectory, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is Ray's word only, so its worker computes on what it finds there, as the setting says."""
+    both = nodes.add_node(num_cpus=1, num_gpus=1), nodes.add_node(num_cpus=1)
+    handed: list[tuple[str, float]] = []
+    places: list[list[psutil.Process]] = []
+    hand, hand_out = pools._Worker.hand, pools.Pool._hand_out
+
+    def watched(self: pools._Worker, lease: Lease) -> None:
+        handed.append((self.kind.device, self.kind.gpus))
+        hand(self, lease)
+
+    def when_all_are_up(self: pools.Pool) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not places and self.answered() < len(self._workers):
+            assert time.monotonic() < deadline, "a worker has no place"
+            time.sleep(0.1)
+        places.append([process for node in both for process in workers_of(node)])
+        hand_out(self)
+
+    monkeypatch.setattr(pools._Worker, "hand", watched)
+    monkeypatch.setattr(pools.Pool, "_hand_out", when_all_are_up)
+    config = configure(*GRID, "cluster=ray", f"cluster.address={nodes.address}", "cluster.device=mixed")
+    assert execute(replace(config, cluster=replace(config.cluster, lease_seconds=0.02))) == 0
+    assert len(places[0]) == 2, "one on each node"
+    assert set(handed) == {("auto", 1.0), ("cpu", 0.0)}
+    found = only_run(tmp_path / "runs")
+    assert not found.failures.exists()
+    assert_same_effects(found, inline)
+    for node in both:
+        nodes.remove_node(node)
 
 
 @pytest.mark.soak

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from sweeps.config import ClusterConfig
-from sweeps.leases import LeaseQueue
+from sweeps.leases import LeaseQueue, Pace
 from sweeps.records import Failure, GaveOut
 from sweeps.schedule import clusters
 from sweeps.schedule.pool import Pool
@@ -54,7 +54,6 @@ class LightLease:
 @dataclass
 class LightQueue:
     waiting_leases: deque[LightLease]
-    observed: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, *leases: tuple[str, ...]) -> LightQueue:
@@ -70,14 +69,11 @@ class LightQueue:
     def waiting(self) -> int:
         return len(self.waiting_leases)
 
-    def take(self, workers: int = 1) -> LightLease:
+    def take(self, pace: Pace, share: int) -> LightLease:
         return self.waiting_leases.popleft()
 
     def give_back(self, lease: LightLease) -> None:
         self.waiting_leases.appendleft(lease)
-
-    def observe(self, trials: int, seconds: float) -> None:
-        self.observed.append(trials)
 
 
 class LightWorker:
@@ -157,10 +153,10 @@ class LightFactory:
     workers: int
     started: list[Any] = field(default_factory=list)
 
-    def wanted(self) -> int:
-        return self.workers
+    def wanted(self) -> dict[str, int]:
+        return {"light": self.workers}
 
-    def start(self) -> Any:
+    def start(self, kind: str) -> Any:
         import ray
 
         actor = ray.remote(LightWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=0)

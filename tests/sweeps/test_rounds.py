@@ -12,7 +12,7 @@ import pytest
 from circuits.statistics import SequentialTrials, StoppingRule
 from sweeps.config import StatsConfig
 from sweeps.gains import Gains
-from sweeps.leases import LeaseQueue, Task
+from sweeps.leases import LeaseQueue, Pace, Task
 from sweeps.plan import Trial, make_plan
 from sweeps.rounds import Rounds, decide, family_labels, stopping_rule
 from tests.sweeps.fake_subject import fake_subject
@@ -57,11 +57,12 @@ def row_of(trials: Iterable[Trial]) -> dict[str, int]:
 def run(rounds: Rounds, g: np.ndarray, trials: tuple[Trial, ...], seed: int = 0, most: int = 10**9) -> list[Task]:
     """Measure as workers would, in an order of their own; at most so many tasks. Returns what was measured."""
     rng, place, measured = np.random.default_rng(seed), row_of(trials), []
-    queue = LeaseQueue(rounds.tasks(), 1.0, rounds.following)
+    queue, pace = LeaseQueue(rounds.tasks(), 1.0, rounds.following), Pace()
+    pace.observe(4, 1.0)
     while queue or queue.refill():
         leases = []
         while queue:
-            leases.append(queue.take())
+            leases.append(queue.take(pace))
         for index in rng.permutation(len(leases)):
             lease = leases[index]
             for trial in lease.trials:

@@ -1,0 +1,202 @@
+"""Fast and slow workers in one pool, by a clock of this test: everybody busy to the end, nobody waited for long."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.exceptions
+
+from sweeps.leases import Lease, LeaseQueue, Task
+from sweeps.plan import Plan, make_plan
+from sweeps.schedule import pool as pools
+from sweeps.schedule.pool import Pool
+from tests.sweeps.fake_subject import fake_subject
+from tests.sweeps.tiny import composed
+
+SECONDS = 3.0  # of a lease
+FAST, SLOW = 0.05, 2.0  # seconds that a trial takes a GPU, and a CPU
+
+
+@dataclass
+class Run:
+    """A lease as it was run."""
+
+    worker: int
+    trials: int
+    begun: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.begun
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass(eq=False)
+class Answer:
+    """What a worker was asked, and when it will have answered."""
+
+    at: float
+    value: Any = None
+
+
+@dataclass
+class Worker:
+    """Runs its leases one after the other.
+
+    Attributes:
+        seconds: that a trial takes it, the first lease aside, which takes ``warming`` longer.
+        hangs_at: the lease that it never ends.
+    """
+
+    index: int
+    clock: Clock
+    seconds: float
+    warming: float = 0.0
+    hangs_at: int | None = None
+    free: float = 0.0
+    runs: list[Run] = field(default_factory=list)
+
+    def asked_to_run(self, lease: Lease) -> Answer:
+        begun = max(self.clock.now, self.free)
+        took = self.seconds * len(lease.trials) + (0.0 if self.runs else self.warming)
+        self.free = float("inf") if self.hangs_at == len(self.runs) else begun + took
+        self.runs.append(Run(self.index, len(lease.trials), begun, self.free))
+        outcome = SimpleNamespace(gains={t.trial_id: 1.0 for t in lease.trials}, seconds=took)
+        return Answer(self.free, outcome)
+
+
+class Simulation:
+    """Ray as the pool knows it, in no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *workers: dict[str, Any]) -> None:
+        self.clock = Clock()
+        self.workers = [Worker(index, self.clock, **given) for index, given in enumerate(workers)]
+        self._unstarted = list(self.workers)
+        ray_of_this = SimpleNamespace(
+            wait=self._wait, get=lambda answer: answer.value, kill=lambda *_, **__: None, exceptions=ray.exceptions
+        )
+        monkeypatch.setitem(sys.modules, "ray", ray_of_this)
+        monkeypatch.setattr(pools, "time", self.clock)
+
+    def wanted(self) -> dict[str, int]:
+        return {"simulated": len(self.workers)}
+
+    def start(self, kind: str) -> Any:
+        worker = self._unstarted.pop(0)
+        remote = SimpleNamespace
+        return remote(ping=remote(remote=lambda: Answer(0.0)), run=remote(remote=worker.asked_to_run))
+
+    def _wait(self, answers: list[Answer], timeout: float, num_returns: int = 1) -> tuple[list[Answer], list[Answer]]:
+        first = min(answers, key=lambda answer: answer.at)
+        self.clock.now = max(self.clock.now, min(first.at, self.clock.now + timeout))
+        ready = [first] if first.at <= self.clock.now else []
+        return ready, [answer for answer in answers if answer not in ready]
+
+    def run(self, leases: LeaseQueue) -> list[str]:
+        """To the end; returns the trials in the order in which they came back."""
+        done: list[str] = []
+        for _, outcome in Pool(leases, self, timeout=1800.0, stop=threading.Event()).outcomes():
+            done += outcome.gains
+        return done
+
+
+Simulate = Callable[..., Simulation]
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    return lambda *workers: Simulation(monkeypatch, *workers)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """4,800 trials: 2 data sets x 5 windows x 2 layers x 48 places x 5 modes; 240 may share a lease."""
+    modes = "sweep.modes=[zero,mean,resample,resample_across,identity]"
+    found = make_plan(composed(modes, "sweep.levels=[head]"), fake_subject(layers=2, heads=48))
+    assert len(found) == 4_800
+    return found
+
+
+def mixed(gpus: int, cpus: int, **more: Any) -> Iterable[dict[str, Any]]:
+    return [{"seconds": FAST, **more}] * gpus + [{"seconds": SLOW, **more}] * cpus
+
+
+def ideal(trials: int, gpus: int, cpus: int) -> float:
+    """Seconds, if work were a fluid."""
+    return trials / (gpus / FAST + cpus / SLOW)
+
+
+@pytest.mark.parametrize(("gpus", "cpus"), [(2, 3), (1, 8), (0, 2), (3, 0)])
+def test_every_worker_has_leases_of_its_own_size_and_the_slow_ones_are_not_waited_for(
+    simulate: Simulate, plan: Plan, gpus: int, cpus: int
+) -> None:
+    trials = plan.trials[:1200] if gpus == 0 else plan.trials
+    found = simulate(*mixed(gpus, cpus, warming=1.0))
+    done = found.run(LeaseQueue(map(Task.whole, trials), SECONDS))
+    assert sorted(done) == sorted(t.trial_id for t in trials)
+    took, least = found.clock.now, ideal(len(trials), gpus, cpus)
+    for worker in found.workers:
+        settled = [run for run in worker.runs[5:] if run.ended < 0.8 * took]
+        assert settled, "it worked to the end"
+        assert max(run.seconds for run in settled) <= 5
+        small = [run for run in settled if run.seconds < 2]  # what was left of trials that share a layer and a window
+        assert len(small) <= (0 if worker.seconds == SLOW else 0.3 * len(settled))
+        assert worker.runs[0].trials == 1, "nothing was known of it"
+    assert took < least + 1.0 + (SLOW if cpus else SECONDS / 8), "warming up, and the last lease of the slowest"
+
+
+def test_a_sweep_in_rounds_waits_for_the_slow_ones_at_the_end_of_none(simulate: Simulate, plan: Plan) -> None:
+    """A round ends when all of it came back."""
+    sizes = [600, 200, 60, 20, 5, 1]
+    waiting = [list(map(Task.whole, plan.trials[:size])) for size in sizes]
+    found = simulate(*mixed(2, 3))
+    queue = LeaseQueue(waiting.pop(0), SECONDS, lambda: waiting.pop(0) if waiting else ())
+    assert len(found.run(queue)) == sum(sizes)
+    assert found.clock.now < sum(ideal(size, 2, 3) for size in sizes) + SLOW + 0.5 * len(sizes)
+    assert {run.trials for worker in found.workers[2:] for run in worker.runs[1:]} <= {1, 2}
+
+
+def test_without_shares_a_slow_worker_has_the_last_lease(
+    simulate: Simulate, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: were everybody given what it asks for, each of those rounds would last as long as a slow trial."""
+    monkeypatch.setattr(pools, "fair_shares", lambda tasks, paces, busy: [tasks] * len(paces))
+    sizes = [600, 20, 20, 20, 20]
+    waiting = [list(map(Task.whole, plan.trials[:size])) for size in sizes]
+    found = simulate(*mixed(2, 3))
+    found.run(LeaseQueue(waiting.pop(0), SECONDS, lambda: waiting.pop(0) if waiting else ()))
+    assert found.clock.now > ideal(600, 2, 3) + 4 * SLOW
+
+
+def test_nobody_waits_for_a_fast_worker_that_hangs(simulate: Simulate, plan: Plan) -> None:
+    """A slow worker leaves the last trials to it for as long as it is expected, and not until its time limit."""
+    found = simulate({"seconds": FAST, "hangs_at": 6}, {"seconds": SLOW})
+    queue = LeaseQueue(map(Task.whole, plan.trials[:500]), SECONDS)
+    stopped: list[float] = []
+    stop = threading.Event()
+    for _ in Pool(queue, found, timeout=1800.0, stop=stop).outcomes():
+        if not queue:
+            stopped.append(found.clock.now)
+            break
+    fast, slow = found.workers
+    assert fast.runs[-2].ended == float("inf")
+    left = 500 - sum(run.trials for run in fast.runs)
+    assert sum(run.trials for run in slow.runs) == left
+    assert stopped[0] < left * SLOW + 30
