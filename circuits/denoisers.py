@@ -307,6 +307,8 @@ def assembled(
         raise ModelError(f"model.size: expected a multiple of {pixels} pixels, got {size}")
     shape = _sample_shape(network, where, channels, None if size is None else size // pixels)
     flow = "beta_schedule" not in scheduler.config
+    if network.dtype == torch.float32:
+        _exact_float32()
     return Denoiser(
         name=name,
         network=network.to(device).eval().requires_grad_(False),
@@ -321,6 +323,15 @@ def assembled(
         sample_shape=shape,
         folder=folder,
     )
+
+
+def _exact_float32() -> None:
+    """Whole factors in this process's float32 products: a GPU's default for convolutions rounds them to 10 bits (TF32).
+
+    A trial has the same numbers on every device, within 1e-5, and rounded so they would be some 1e-3 from a CPU's.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _channels(network: Any, where: str, packed: int) -> int:

@@ -198,5 +198,19 @@ def test_half_precision_is_close_and_answers_in_float32(model_folders: dict, mod
     assert (a - b).norm() < 0.03 * a.norm()
 
 
+@pytest.mark.parametrize(("dtype", "rounded"), [("float32", False), ("bfloat16", True)])
+def test_float32_is_whole_on_gpus_too(model_folders: dict, model_name: str, dtype: str, rounded: bool) -> None:
+    """Rounded to TF32, products on a GPU would differ from a CPU's by a thousandth."""
+    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    try:
+        for flag in flags:
+            flag.allow_tf32 = True
+        load_denoiser(model_folders[model_name], dtype=dtype)
+        assert [flag.allow_tf32 for flag in flags] == [rounded, rounded]
+    finally:
+        for flag in flags:
+            flag.allow_tf32 = False
+
+
 def test_a_replaced_prediction_type_reaches_the_sampler(unet: Denoiser) -> None:
     assert replace(unet, prediction_type="sample").sampler(4).config.prediction_type == "sample"
