@@ -144,8 +144,11 @@ class Plan:
         return len(self.trials)
 
     def frame(self) -> pd.DataFrame:
-        rows = [t.row() for t in self.trials]
-        return pd.DataFrame({name: [row[name] for row in rows] for name in COLUMNS})  # half the time of a list of rows
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        for trial in self.trials:  # a row at a time: a hundred thousand of them at once are 80 MB
+            for name, value in trial.row().items():
+                columns[name].append(value)
+        return pd.DataFrame(columns)
 
     def rows(self) -> int:
         """Rows (one image through the network once) that the trials and their baselines need."""
