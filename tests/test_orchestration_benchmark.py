@@ -1,7 +1,10 @@
 """The benchmark of orchestration, small and without Ray: it plans, records and resumes what it says it does."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,9 +46,52 @@ def test_no_op_work_is_recorded_decided_and_resumed(tmp_path: Path) -> None:
         orchestration.resume(directory.path, 1)
 
 
-def test_one_line_of_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(orchestration, "figures", lambda *given: {"trials": given[0], "efficiency_8": 0.97})
-    monkeypatch.setattr("sys.argv", ["orchestration", "--json", "--trials", "4000"])
+KEYS = {"plan_s", "per_trial_ms", "resume_s", "driver_rss_mb", "efficiency_8"}
+
+
+@pytest.mark.parametrize("nodes", [(), ("--nodes", "2")], ids=["both", "two nodes"])
+def test_one_line_of_json(
+    nodes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what other tools read, and the worse of what was found on two and on eight nodes."""
+
+    def found(trials: int, nodes: int, sleepers: int) -> dict[str, float]:
+        few = nodes == 2
+        return {
+            "trials": trials, "nodes": nodes, "plan_s": 3.0 if few else 2.0, "per_trial_ms": 0.3 if few else 0.4,
+            "resume_s": 9.0, "driver_rss_mb": 850, f"efficiency_{sleepers}": 0.97 if few else 0.98,
+        }  # fmt: skip
+
+    monkeypatch.setattr(orchestration, "figures", found)
+    monkeypatch.setattr(orchestration, "measured", found)
+    monkeypatch.setattr("sys.argv", ["orchestration", "--json", "--trials", "4000", *nodes])
     orchestration.main()
     (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line) == {"trials": 4000, "efficiency_8": 0.97}
+    printed = json.loads(line)
+    assert set(printed) >= KEYS
+    assert printed["trials"] == 4000
+    if nodes:
+        assert printed["per_trial_ms"] == 0.3
+    else:
+        assert (printed["plan_s"], printed["per_trial_ms"], printed["efficiency_8"]) == (3.0, 0.4, 0.97)
+        assert set(printed["by_nodes"]) == {"2", "8"}
+        assert printed["by_nodes"]["8"]["efficiency_8"] == 0.98
+
+
+def test_the_figures_of_a_small_run_have_the_same_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without Ray, and with a run that was done before: what is measured ends up under the names that are read."""
+
+    @contextmanager
+    def no_cluster(nodes: int, workers: int) -> Iterator[None]:
+        yield None
+
+    run = {"trials": 2000, "plan_s": 0.1, "run_s": 1.0, "driver_rss_mb": 500.0}
+    monkeypatch.setattr(orchestration, "simulated_cluster", no_cluster)
+    monkeypatch.setattr(orchestration, "orchestrate", lambda *_: run)
+    monkeypatch.setattr(orchestration, "efficiency", lambda *_: 0.95)
+    again = json.dumps({"resume_s": 0.9, "resume_rss_mb": 600.0})
+    monkeypatch.setattr(orchestration.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=again))
+    found = orchestration.figures(2000, 2, 8)
+    assert set(found) >= KEYS
+    assert found["per_trial_ms"] == pytest.approx(1.0)
+    assert (found["driver_rss_mb"], found["efficiency_8"]) == (600, 0.95)
