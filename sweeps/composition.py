@@ -140,6 +140,8 @@ def _check(config: Config) -> None:
             one_of(key, value, valid)
     if sweep.kind == "search" and sweep.images is None:
         raise _nothing_given("sweep.images")
+    if sweep.kind == "search" and "://" in (cluster.address or ""):  # Tune would run away from the driver's ledger
+        raise ConfigError(f"cluster.address: sweep=search expected auto or host:port, got {cluster.address}")
     protocols = as_list(sweep.protocols, "sweep.protocols")
     for problem in (profile_problem(sweep.profile, sweep.kind, protocols), search_problem(sweep.search)):
         if problem:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -60,14 +62,24 @@ def _score(g: np.ndarray) -> float:
 
 
 class CandidateRunner:
-    """Measures candidates, a rung at a time, with a model that stays loaded; nothing that the ledger holds."""
+    """Measures candidates, a rung at a time, with a model that stays loaded; nothing that the ledger holds.
 
-    def __init__(self, spec: RunnerSpec, config: Config, subject: Subject | None = None) -> None:
+    Args:
+        known: scores that the ledger held before, where it is not on this machine.
+    """
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        config: Config,
+        subject: Subject | None = None,
+        known: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self._config = config
         self._subject = subject or load_subject(spec.subject)
         self._space = search_space(config, self._subject)
         self._runner = Runner(spec, self._subject)
-        self._known = known_scores(RunDirectory(Path(spec.run_dir)), spec.metric)
+        self._known = {**known, **known_scores(RunDirectory(Path(spec.run_dir)), spec.metric)}
 
     def measure(self, plain: dict[str, Any], images: int) -> dict[str, float] | None:
         """``images``, ``score`` and the ``rows`` it took; None where the candidate cannot be measured."""

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -20,10 +21,13 @@ from sweeps.candidates import Candidate
 from sweeps.config import Config
 from sweeps.records import GaveOut, RunDirectory
 from sweeps.run import RunnerSpec
-from sweeps.schedule.workers import start_workers
+from sweeps.rungs import known_scores
+from sweeps.schedule.luggage import at_the_driver, packed
+from sweeps.schedule.workers import last_line, start_workers
+from sweeps.travel import Luggage, Mailbox, deliver
 
 MAX_FAILURES = 3
-TRIAL_CPUS = 0.01  # of a worker's share: a Tune trial only waits for its worker
+_OF_THE_DRIVERS_NODE = 0.001  # that a Tune trial takes: it only waits for its worker
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver's own handler stops the search
@@ -47,19 +51,26 @@ def search_on_tune(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     config = search.config
     scratch = directory.path / "tune"
-    workers = start_workers(config.cluster, spec, _worker_class(), config, spare_cpus=TRIAL_CPUS, retries=1)
+    mailbox = at_the_driver(Mailbox, config.cluster)
+    known = known_scores(directory, config.stats.metric)
+    arguments = (config, packed(config.cluster, spec), known, mailbox)
+    workers = start_workers(config.cluster, spec, _worker_class(), *arguments, retries=1)
     try:
         ray.get([worker.ping.options(max_task_retries=0).remote() for worker in workers])
     except ray.exceptions.RayError as error:
-        raise GaveOut(f"no worker stays alive: {str(error).strip().splitlines()[-1]}") from error
+        raise GaveOut(f"no worker stays alive: {last_line(error)}") from error
+
+    def received() -> None:
+        deliver(ray.get(mailbox.take.remote()), directory.path)
+
     try:
         climb = tune.with_parameters(_climb(search.rungs, config.cluster.lease_timeout), workers=workers)
         tune.Tuner(
-            tune.with_resources(climb, {"cpu": TRIAL_CPUS}),
+            tune.with_resources(climb, _beside_the_driver()),
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
-                search_alg=_Proposals(search, len(workers), console, stop),
+                search_alg=_Proposals(search, len(workers), console, stop, received),
                 scheduler=AsyncHyperBandScheduler(
                     time_attr="images",
                     grace_period=search.rungs[0],
@@ -80,9 +91,18 @@ def search_on_tune(
                 verbose=0,
             ),
         ).fit()
+        received()
         console.print(search.said(), highlight=False, soft_wrap=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _beside_the_driver() -> dict[str, float]:
+    """Where Tune trials run: they write into a folder of Tune's, which the machines of a cluster need not share."""
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    (name,) = (name for name in node["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
+    return {"cpu": 0, name: _OF_THE_DRIVERS_NODE}
 
 
 def _worker_class() -> type:
@@ -93,16 +113,26 @@ def _worker_class() -> type:
     """
 
     class CandidateWorker:
-        def __init__(self, spec: RunnerSpec, config: Config) -> None:
+        def __init__(
+            self, spec: RunnerSpec, config: Config, luggage: Luggage | None, known: dict[str, float], mailbox: Any
+        ) -> None:
             from sweeps.rungs import CandidateRunner
+            from sweeps.schedule.luggage import arrived
 
-            self._runner = CandidateRunner(spec, config)
+            spec, self._away = arrived(spec, luggage)
+            self._mailbox = mailbox
+            self._runner = CandidateRunner(spec, config, known=known)
 
         def ping(self) -> bool:
             return True
 
         def measure(self, candidate: dict[str, Any], images: int) -> dict[str, float] | None:
-            return self._runner.measure(candidate, images)
+            found = self._runner.measure(candidate, images)
+            if self._away is not None:  # what the driver is told of lies in its mailbox already
+                from sweeps.travel import take_files
+
+                ray.get(self._mailbox.leave.remote(take_files(self._away)))
+            return found
 
     return CandidateWorker
 
@@ -129,14 +159,26 @@ def _climb(steps: tuple[int, ...], patience: float) -> Any:
 
 
 class _Proposals(Searcher):
-    """Hands the candidates of `Evolution` to Tune, each with a worker that is free."""
+    """Hands the candidates of `Evolution` to Tune, each with a worker that is free.
 
-    def __init__(self, search: Search, workers: int, console: Console, stop: threading.Event) -> None:
+    Args:
+        received: publishes what workers have sent back.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        workers: int,
+        console: Console,
+        stop: threading.Event,
+        received: Callable[[], None],
+    ) -> None:
         super().__init__(metric="score", mode="max")
         self._search = search
         self._free = list(range(workers))
         self._console = console
         self._stop = stop
+        self._received = received
         self._waiting: list[Candidate] = []
         self._running: dict[str, tuple[Candidate, int]] = {}
 
@@ -162,6 +204,7 @@ class _Proposals(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         candidate, _ = self._running[trial_id]
+        self._received()
         if "score" in result:
             images = int(result["images"])
             if images not in self._search.scores.get(candidate, {}):

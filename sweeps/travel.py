@@ -202,6 +202,20 @@ def _new_folder(item: Item) -> Path:
     return folder
 
 
+class Mailbox:
+    """What workers of a search send back, until the driver takes it: Tune carries results, and would keep files."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+
+    def leave(self, files: Mapping[str, bytes]) -> None:
+        self._files |= files
+
+    def take(self) -> dict[str, bytes]:
+        taken, self._files = self._files, {}
+        return taken
+
+
 def take_files(run_dir: Path) -> dict[str, bytes]:
     """The records and samples in a worker's own folder, which is empty afterwards."""
     taken: dict[str, bytes] = {}

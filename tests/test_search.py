@@ -329,6 +329,13 @@ def test_a_score_from_the_ledger_is_the_score_that_was_reported(model: Path, tmp
     assert score == told["score"]
     assert runner.measure(plain, 8) == {**told, "rows": 0}
 
+    elsewhere = Session(configured(model, tmp_path, "run.name=elsewhere"))
+    spec = driver.runner_spec(elsewhere.config, elsewhere.spec, elsewhere.directory)
+    known = rungs.known_scores(session.directory, "noise_mse")
+    away = rungs.CandidateRunner(spec, elsewhere.config, elsewhere.subject, known)
+    assert away.measure(plain, 8) == {**told, "rows": 0}, "the driver's ledger counts where it is not at hand"
+    assert elsewhere.parts() == []
+
 
 def test_a_candidate_that_cannot_be_measured_is_left_out_and_not_tried_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -392,7 +399,7 @@ def test_the_identity_of_a_search_is_what_decides_its_trials(model: Path, tmp_pa
 def proposals(model: Path, tmp_path: Path, tune: ModuleType):
     config = configured(model, tmp_path)
     subject, _ = driver.load(config)
-    return tune._Proposals(Search(config, subject, {}), 2, Console(quiet=True), threading.Event())
+    return tune._Proposals(Search(config, subject, {}), 2, Console(quiet=True), threading.Event(), lambda: None)
 
 
 def result(score: float, images: int = 2) -> dict:

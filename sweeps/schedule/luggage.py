@@ -19,23 +19,34 @@ def packed(cluster: ClusterConfig, spec: RunnerSpec) -> Luggage | None:
     if cluster.name != "ray":
         return None
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     luggage = Luggage.of(spec, None)
     if not luggage.items:
         return luggage
-    remote: Any = ray.remote(FileServer)
-    if (cluster.address or "").startswith(CLIENT):
-        # The driver is outside of the cluster, and cannot be asked: a copy of its files lies with the server.
-        server = remote.options(num_cpus=0).remote()
+    server = at_the_driver(FileServer, cluster)
+    if _is_outside(cluster):  # the driver's machine cannot be asked: a copy of its files lies with the server
         for item in luggage.items:
             if not ray.get(server.keeps.remote(item)):
                 for pieces in all_pieces(item.path, FileServer().read):
                     ray.get(server.receive.remote(item, pieces))
                 ray.get(server.keep.remote(item))
-        return replace(luggage, server=server)
+    return replace(luggage, server=server)
+
+
+def at_the_driver(kind: type, cluster: ClusterConfig) -> Any:
+    """An actor on the driver's machine; anywhere, where that is no part of the cluster."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote: Any = ray.remote(kind)
+    if _is_outside(cluster):
+        return remote.options(num_cpus=0).remote()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return replace(luggage, server=remote.options(num_cpus=0, scheduling_strategy=here).remote())
+    return remote.options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _is_outside(cluster: ClusterConfig) -> bool:
+    return (cluster.address or "").startswith(CLIENT)
 
 
 def arrived(spec: RunnerSpec, luggage: Luggage | None) -> tuple[RunnerSpec, Path | None]:

@@ -99,7 +99,6 @@ class WorkerFactory:
     """Starts actors ``kind(spec, *arguments)``, restarted for ever when they die.
 
     Args:
-        spare_cpus: of each worker's share, left for what calls it.
         retries: times Ray itself repeats a call whose worker died.
 
     Attributes:
@@ -112,11 +111,10 @@ class WorkerFactory:
         spec: RunnerSpec,
         kind: type,
         *arguments: Any,
-        spare_cpus: float = 0.0,
         retries: int = 0,
     ) -> None:
         self._cluster, self._spec, self._kind, self._arguments = cluster, spec, kind, arguments
-        self._spare_cpus, self._retries = spare_cpus, retries
+        self._retries = retries
         self._counted, self._wanted = -COUNT_EVERY, dict[Share, int]()
         self.shares = self._all_shares()
 
@@ -139,7 +137,7 @@ class WorkerFactory:
             [node["NodeID"] for node in _nodes() if node["Resources"].get("GPU")] if not share.beside_gpus else []
         )
         actor: Any = ray.remote(self._kind).options(
-            num_cpus=_as_ray_counts(share.cpus - self._spare_cpus),
+            num_cpus=share.cpus if share.cpus < 1 else int(share.cpus),  # Ray takes parts of one, or whole ones
             num_gpus=share.gpus,
             max_restarts=-1,
             max_task_retries=self._retries,
@@ -204,19 +202,13 @@ def _resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in _nodes()]
 
 
-def _as_ray_counts(cpus: float) -> float:
-    """Ray takes parts of one CPU, or whole ones."""
-    return cpus if cpus < 1 else int(cpus)
-
-
 def start_workers(
     cluster: ClusterConfig,
     spec: RunnerSpec,
     kind: type,
     *arguments: Any,
-    spare_cpus: float = 0.0,
     retries: int = 0,
 ) -> list[Any]:
     """As many workers as there is room for now; see :class:`WorkerFactory`."""
-    factory = WorkerFactory(cluster, spec, kind, *arguments, spare_cpus=spare_cpus, retries=retries)
+    factory = WorkerFactory(cluster, spec, kind, *arguments, retries=retries)
     return [factory.start(share) for share, count in factory.wanted().items() for _ in range(count)]

@@ -144,6 +144,14 @@ def test_mixed_is_refused_where_devices_would_disagree_or_pace_does_not_count(ov
     assert composed("cluster=ray", "cluster.device=mixed").cluster.device == "mixed"
 
 
+def test_a_search_is_refused_from_outside_of_a_cluster() -> None:
+    line = r"^cluster\.address: sweep=search expected auto or host:port, got ray://h:1$"
+    with pytest.raises(ConfigError, match=line):
+        composed("cluster=ray", "cluster.address=ray://h:1", "sweep=search")
+    assert composed("cluster=ray", "cluster.address=h:1", "sweep=search").cluster.address == "h:1"
+    assert composed("cluster=ray", "cluster.address=ray://h:1").sweep.kind == "grid"
+
+
 def test_a_mixed_worker_on_cpus_keeps_off_nodes_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 

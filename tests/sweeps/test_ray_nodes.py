@@ -157,6 +157,27 @@ def test_gpus_and_the_cpus_of_other_nodes_in_one_sweep(
         nodes.remove_node(node)
 
 
+def test_a_search_on_a_machine_of_its_own(
+    configure: Configure, settings: list[str], nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured there is in the driver's ledger, as in a search of this process."""
+    search = (
+        "sweep=search", "sweep.windows=2", "sweep.search.grace_images=4", "sweep.search.candidates=4",
+        "sweep.search.generation=2", "sweep.search.max_heads=2", "sweep.search.confirm=2",
+    )  # fmt: skip
+    here = run_whole(tmp_path / "inline", *settings, *search)
+    node = nodes.add_node(num_cpus=1)
+    monkeypatch.setattr(schedule, "packed", elsewhere)
+    monkeypatch.setattr("sweeps.search.packed", elsewhere)
+    assert execute(configure(*search, "cluster=ray", f"cluster.address={nodes.address}", "cluster.workers=1")) == 0
+    found = only_run(tmp_path / "runs")
+    assert found.recorded() == here.recorded()
+    assert len(found.recorded()) > 4, "rungs and confirmations"
+    assert_same_effects(found, here)
+    assert sorted(s.name for s in found.samples.glob("*.png")) == sorted(s.name for s in here.samples.glob("*.png"))
+    nodes.remove_node(node)
+
+
 @pytest.mark.soak
 def test_clients_without_the_token_are_refused(nodes: Any, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
