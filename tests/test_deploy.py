@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tomllib
@@ -86,6 +87,31 @@ def test_ray_up_with_a_mistyped_key_is_refused() -> None:
 
 
 # Kubernetes
+
+
+def problems(schema: str, document: Any, kind: str = "") -> list[str]:
+    """What a published schema has against a document."""
+    import jsonschema
+
+    found = json.loads((ROOT / "tests" / "schemas" / schema).read_text())
+    if kind:
+        found = {"definitions": found["definitions"], "$ref": f"#/definitions/{kind}"}
+    return [error.message for error in jsonschema.Draft7Validator(found).iter_errors(document)]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("kuberay-cluster.yaml", "RayCluster"), ("kuberay-job.yaml", "RayJob")])
+def test_kuberay_manifests_are_what_kuberay_defines(name: str, kind: str) -> None:
+    """By its own definitions, which reach into every pod; a mistyped key at any depth is found."""
+    manifest = manifests(name)[kind]
+    assert problems("kuberay.json", manifest, kind) == []
+    mistyped = json.loads(json.dumps(manifest).replace("securityContext", "securityContex", 1))
+    assert problems("kuberay.json", mistyped, kind) == [
+        "Additional properties are not allowed ('securityContex' was unexpected)"
+    ]
+    manifest["spec"]["workers"] = 3
+    assert problems("kuberay.json", manifest, kind) == [
+        "Additional properties are not allowed ('workers' was unexpected)"
+    ]
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
@@ -185,7 +211,31 @@ def test_the_slurm_script_is_bash_and_starts_ray_as_symmetric_run_allows(tmp_pat
     assert_composes(*entry.splitlines()[2:-1])
 
 
+def test_the_slurm_options_are_those_of_sbatch() -> None:
+    """Held against its manual: one that it does not know would end the job before it begins."""
+    known = {
+        "--job-name", "--nodes", "--ntasks-per-node", "--cpus-per-task", "--gpus-per-node", "--time", "--requeue",
+        "--open-mode", "--output", "--error", "--partition", "--account", "--qos", "--mem", "--signal", "--constraint",
+    }  # fmt: skip
+    lines = (DEPLOY / "slurm.sh").read_text().splitlines()
+    options = [line.split()[1].partition("=")[0] for line in lines if line.startswith("#SBATCH")]
+    assert options
+    assert set(options) <= known
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(not line.startswith("#SBATCH") for line in lines[first_command:]), (
+        "sbatch reads no option after a command"
+    )
+
+
 # docker compose
+
+
+def test_compose_follows_the_specification() -> None:
+    config = loaded("compose.yaml")
+    assert problems("compose.json", config) == []
+    config["services"]["worker"]["entrypont"] = ["ray"]
+    (problem,) = problems("compose.json", config)
+    assert "entrypont" in problem
 
 
 def test_compose_publishes_nothing_and_needs_the_token() -> None:
