@@ -177,6 +177,7 @@ def _check(config: Config) -> None:
         ("cluster.cpus_per_worker", cluster.cpus_per_worker, 1),
         ("tracker.max_trial_runs", config.tracker.max_trial_runs, 0),
         ("cluster.price_per_hour", cluster.price_per_hour or 0.0, 0),
+        ("run.report_every", config.run.report_every, 0),
     ):
         if not least <= number < float("inf"):
             raise ConfigError(f"{name}: expected at least {least}, got {number}")

@@ -161,6 +161,7 @@ class RunConfig:
     root: str = "runs"  # folder that run directories lie in
     name: str | None = None  # of the run directory; null: <sweep>-<model>-<first 8 of the plan's hash>
     rows: int = 0  # rows of a forward; 0: chosen for the device
+    report_every: float = 5.0  # minutes between reports of what is measured so far, while the sweep runs; 0: none
     as_json: bool = False  # mode=status: print JSON
     a: str | None = None  # mode=compare: a run directory, or the name of a run under run.root
     b: str | None = None  # and the one that is compared with it: differences are b - a

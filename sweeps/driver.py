@@ -23,6 +23,7 @@ from sweeps.exploration import explore
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
 from sweeps.measuring import INTERRUPTED, OK, measure
+from sweeps.partial import PartialReports
 from sweeps.places import fetch, held, names_at, run_at, visiting
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
 from sweeps.plan_summary import print_plan, print_search_plan
@@ -82,7 +83,8 @@ def run_sweep(config: Config, began: Callable[[str], object] = str) -> int:
         plan, code = explored.plan, INTERRUPTED
         if not explored.interrupted:
             with Follower(directory.path, settings) as follower:
-                code = measure(config, subject, runner, plan, directory, console, follower, bulletin)
+                with PartialReports(directory, config.run.report_every, functools.partial(say, console)):
+                    code = measure(config, subject, runner, plan, directory, console, follower, bulletin)
                 if code != INTERRUPTED:
                     finish(config, plan, directory, console, follower, bulletin, timings)
         bulletin.enter(standing.INTERRUPTED if code == INTERRUPTED else FINISHED)
