@@ -14,30 +14,35 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from sweeps.config import ConfigError
 from sweeps.records import GaveOut, RunDirectoryError
-from sweeps.stores import Store
+from sweeps.stores import Listed, Store
 
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 90.0
 FOLDER = "claims"
 _ROUNDS = 20
-"""Looks at claims that are only being made, before they count as held."""
+_PATIENT = 8
+"""Looks at claims that are only being made, before they count as held, out of ``_ROUNDS``."""
+
+
+_OURS: set[str] = set()
+"""Names of the claims that this process has not let go of."""
 
 
 class Claim:
     """A claim on a run; entered when this driver has it alone.
 
     Attributes:
-        files: what the run's folder held when it was claimed, by name, with sizes.
+        files: what the run's folder held when it was claimed, by name.
     """
 
     def __init__(self, store: Store, say: Callable[[str], object]) -> None:
-        self.files: dict[str, int] = {}
+        self.files: dict[str, Listed] = {}
         self._store = store
         self._say = say
         self._name = f"{FOLDER}/{uuid.uuid4().hex[:12]}.json"
@@ -53,9 +58,11 @@ class Claim:
         return self._lost
 
     def __enter__(self) -> Claim:
+        _OURS.add(self._name)
         try:
             self._write(waits=())
         except GaveOut as error:
+            _OURS.discard(self._name)
             raise ConfigError(f"run.root: {error}") from error
         self._beating.start()
         try:
@@ -73,6 +80,7 @@ class Claim:
     def _withdraw(self) -> None:
         self._ended.set()
         self._beating.join(timeout=BEAT_SECONDS)
+        _OURS.discard(self._name)
         if not self._lost:
             with contextlib.suppress(GaveOut):  # then it goes stale
                 self._store.delete(self._name, waits=())
@@ -97,20 +105,20 @@ class Claim:
                     return
                 self._write(waits=())
 
-    def _alone(self) -> dict[str, int]:
+    def _alone(self) -> dict[str, Listed]:
         """The run's files, when no other claim is among them.
 
         Raises:
             RunDirectoryError: another driver has the run.
         """
-        for round_ in range(_ROUNDS + 1):
-            files = self._store.sizes()
-            others = [n for n in files if n.startswith(f"{FOLDER}/") and n.endswith(".json") and n != self._name]
+        for round_ in range(_ROUNDS):
+            files = self._store.listed()
+            others = [name for name in claims(files) if name != self._name]
             for name in others:
-                self._settle(name, patient=round_ < _ROUNDS)
+                self._settle(name, patient=round_ < _PATIENT)
             if not others:
-                return {name: size for name, size in files.items() if not name.startswith(f"{FOLDER}/")}
-            time.sleep(0.1 * round_)
+                return files
+            time.sleep(0.1 * min(round_, _PATIENT))
         raise RunDirectoryError(f"{self._store.uri} is being claimed by others again and again; try again")
 
     def _settle(self, name: str, patient: bool) -> None:
@@ -124,7 +132,8 @@ class Claim:
             return
         holder = _plain(content)
         here = bool(holder.get("machine")) and holder.get("machine") == _machine()
-        gone = here and _started(holder.get("pid")) != holder.get("since")
+        left = holder.get("pid") == os.getpid() and name not in _OURS  # when the store was away
+        gone = here and (left or _started(holder.get("pid")) != holder.get("since"))
         if not gone and not holder.get("held", True) and self._name < name and patient:
             return  # it sees this one too, and withdraws
         if not gone and (here or not self._abandoned(name, content, holder)):
@@ -154,6 +163,11 @@ class Claim:
             f"{self._store.uri} is in use by {who}; wait for it, or delete {self._store.uri}/{name} if that process "
             "is dead"
         )
+
+
+def claims(names: Iterable[str]) -> list[str]:
+    """Those of claims."""
+    return [name for name in names if name.startswith(f"{FOLDER}/") and name.endswith(".json")]
 
 
 def _plain(content: bytes) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class RunDirectory:
         """How the user names it."""
         return str(self.path)
 
+    @property
+    def lock(self) -> Path:
+        """The file that names the driver at work, if there is one."""
+        return self.path / "lock.json"
+
     def shown(self, file: Path) -> str:
         """How the user finds a file of it."""
         return str(file)

@@ -80,7 +80,7 @@ def read_status(directory: RunDirectory, wall: Callable[[], float] = time.time) 
         RunDirectoryError: this is no run, or a newer version wrote it.
     """
     about = directory.read_run()
-    driver = read_driver(directory.path / "lock.json", wall)
+    driver = read_driver(directory.lock, wall)
     said = read_standing(directory)
     standing = said or from_records(directory, about)
     if standing.state in WORKING and not (driver and driver.alive):

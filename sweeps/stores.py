@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -36,6 +36,13 @@ SLOWEST = 1e5
 AT_ONCE = 8
 _RENAMES = ("local", "hdfs")  # pyarrow's names of file systems where a write is not atomic, but a rename is
 _FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH")  # trying again is vain
+
+
+class Listed(NamedTuple):
+    """A file in a store: bytes, and nanoseconds since 1970 when it was written, by the store's clock."""
+
+    size: int
+    written: int
 
 
 class Store:
@@ -96,14 +103,14 @@ class Store:
             return []
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file below, by relative name. One request a thousand files."""
+    def listed(self) -> dict[str, Listed]:
+        """Every file below, by relative name. One request a thousand files."""
         from pyarrow import fs
 
         selector = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
         found = self._patiently("listed", lambda: self._filesystem.get_file_info(selector))
         below = len(self._path) + 1
-        return {info.path[below:]: info.size for info in found if info.type == fs.FileType.File}
+        return {i.path[below:]: Listed(i.size, i.mtime_ns or 0) for i in found if i.type == fs.FileType.File}
 
     def read(self, name: str, size: int = 0) -> bytes:
         """

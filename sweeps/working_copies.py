@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweeps.claims import FOLDER, Claim
+from sweeps.claims import FOLDER, Claim, claims
 from sweeps.locks import RunLock, is_locked
 from sweeps.records import Failure, GaveOut, RunDirectory, publish, reason
-from sweeps.stores import Store, in_parallel
+from sweeps.stores import Listed, Store, in_parallel
 from sweeps.travel import cache_folder
 from sweeps.uris import Uri
 
@@ -29,6 +29,8 @@ EVERY = 1.0
 _SHARE = 20
 _HERE_ONLY = {"lock.json", "wandb", "tune", FOLDER}  # of this machine, or rebuilt from the records
 _AT_THE_END = {"tracking.jsonl"}  # grows line by line
+_SELDOM = {"progress.json"}  # says every two seconds how a run is doing
+_SELDOM_SECONDS = 10.0
 _NEVER_CHANGES = re.compile(r"records/[^/]+\.(parquet|damaged)|samples/[^/]+\.png")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -44,18 +46,18 @@ class WorkingCopy:
         self.store = store
         self.path = path
         self._published: dict[str, tuple[int, int]] = {}
+        self._at: dict[str, float] = {}
         self._looking = threading.Lock()
 
-    def fetch(self, listed: Mapping[str, int] | None = None) -> None:
+    def fetch(self, listed: Mapping[str, Listed]) -> None:
         """Bring what is not here, or may be older here.
 
         Args:
-            listed: what the store holds, if that is known.
+            listed: what the store holds.
 
         Raises:
             GaveOut: the store does not answer, or the disk is full.
         """
-        listed = self.store.sizes() if listed is None else listed
         wanted = [name for name in listed if _travels(name) and not name.endswith(".damaged")]
         if not wanted and not self.path.is_dir():
             return
@@ -63,15 +65,15 @@ class WorkingCopy:
         with _alone(self.path / ".sync"):
             in_parallel(lambda name: self._bring(name, listed[name]), wanted)
 
-    def _bring(self, name: str, size: int) -> None:
+    def _bring(self, name: str, there: Listed) -> None:
         here = self.path / name
         final = _NEVER_CHANGES.fullmatch(name)
         if final and here.is_file():
-            if here.stat().st_size == size:
+            if here.stat().st_size == there.size:
                 self._published[name] = _state(here)
             return
         try:
-            content = self.store.read(name, size)
+            content = self.store.read(name, there.size)
         except FileNotFoundError:  # deleted since it was listed
             return
         try:
@@ -79,6 +81,7 @@ class WorkingCopy:
         except OSError as error:
             raise GaveOut(f"{here.parent} cannot be made ({reason(error)})") from error
         publish(here, lambda temporary: temporary.write_bytes(content), synced=bool(final))
+        os.utime(here, ns=(there.written, there.written))  # how old it is, not when it came here
         self._published[name] = _state(here)
 
     def trust(self) -> None:
@@ -96,11 +99,15 @@ class WorkingCopy:
             changed = {
                 name: state
                 for name, state in self._files()
-                if self._published.get(name) != state and (ended or name not in _AT_THE_END)
+                if self._published.get(name) != state and (ended or self._due(name))
             }
             looked = time.monotonic() - began
             in_parallel(lambda name: self._put(name, changed[name], waits), sorted(changed, key=_order))
         return looked
+
+    def _due(self, name: str) -> bool:
+        recent = name in _SELDOM and time.monotonic() - self._at.get(name, float("-inf")) < _SELDOM_SECONDS
+        return name not in _AT_THE_END and not recent
 
     def _put(self, name: str, state: tuple[int, int], waits: tuple[float, ...] | None) -> None:
         try:
@@ -109,6 +116,8 @@ class WorkingCopy:
             return
         self.store.write(name, content, waits)
         self._published[name] = state
+        if name in _SELDOM:
+            self._at[name] = time.monotonic()
 
     def drop(self, name: str) -> None:
         """Take a file that is no longer here out of the store."""
@@ -149,6 +158,10 @@ class StoredRun(RunDirectory):
     def where(self) -> str:
         return str(self.copy.store.uri)
 
+    @property
+    def lock(self) -> Path:
+        return super().lock if is_locked(self.path) else self.path / ".claim.json"
+
     def shown(self, file: Path) -> str:
         return f"{self.where}/{file.relative_to(self.path).as_posix()} (here: {file})"
 
@@ -156,8 +169,18 @@ class StoredRun(RunDirectory):
         """Nothing where a driver works in this very copy."""
         if is_locked(self.path):
             self.copy.trust()
-        else:
-            self.copy.fetch()
+            return
+        listed = self.copy.store.listed()
+        self.copy.fetch(listed)
+        self._fetch_claim(listed)
+
+    def _fetch_claim(self, listed: Mapping[str, Listed]) -> None:
+        """Have the claim of the driver elsewhere here, as the lock of one here would be."""
+        self.lock.unlink(missing_ok=True)
+        for name in claims(listed):
+            with contextlib.suppress(FileNotFoundError):  # withdrawn meanwhile
+                self.lock.write_bytes(self.copy.store.read(name))
+                os.utime(self.lock, ns=(listed[name].written, listed[name].written))
 
     def clean(self) -> list[Path]:
         damaged = super().clean()
@@ -216,7 +239,7 @@ class Publisher:
         if kind is None:
             self.check()
             self._publish(ended=True)
-        elif self._problem is None:
+        elif self._problem is None and not issubclass(kind, KeyboardInterrupt):
             with contextlib.suppress(GaveOut):  # something else is the matter; what cannot be published stays here
                 self._publish(ended=True, waits=())
 

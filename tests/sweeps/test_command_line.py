@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import launch
-from sweeps.composition import config_folder, nearest_key, schema_keys
+from sweeps.composition import config_folder, nearest_key, register, schema_keys
 from sweeps.config import METRICS, Config, as_indices, as_list, as_plain
 from sweeps.config import ConfigError as Refused
 from sweeps.groups import EXPERIMENT
@@ -27,6 +27,13 @@ NEEDED = {
     "data=folder": ["data.root=x"],
     "data=celeba": ["data.root=x"],
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> None:
+    """As `launch.main` does before it looks at a command line."""
+    register()
+
 
 # Every YAML composes, and means what its name says.
 

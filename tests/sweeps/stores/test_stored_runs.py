@@ -3,117 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from pyarrow import fs
 
 from sweeps.config import Config, ConfigError
 from sweeps.driver import execute
 from sweeps.records import RunDirectory
-from sweeps.run import Runner
-from tests.sweeps.s3_server import LOGIN, S3Server, contents, s3_server
-from tests.sweeps.tiny import assert_same_effects, composed, run_whole
-
-BUCKET = "bucket"
-TRIALS = 40
-
-
-@pytest.fixture(scope="module")
-def login() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in LOGIN.items():
-            patch.setenv(name, value)
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(login: None) -> Iterator[S3Server]:
-    with s3_server(BUCKET) as running:
-        yield running
-
-
-@dataclass
-class Place:
-    """A root of runs in a store, and a look into it that does not use our code."""
-
-    root: str
-    files: Callable[[], dict[str, bytes]]
-
-    def run(self) -> tuple[str, dict[str, bytes]]:
-        """The name and the files of the only run."""
-        files = self.files()
-        (name,) = {path.partition("/")[0] for path in files}
-        return name, {path.partition("/")[2]: content for path, content in files.items()}
-
-
-@pytest.fixture(params=["s3", "file"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "file":
-        folder = tmp_path / "store"
-        return Place(f"file://{folder}", lambda: contents(fs.LocalFileSystem(), str(folder)))
-    server: S3Server = request.getfixturevalue("server")
-    folder = f"{BUCKET}/{request.node.name.split('[')[0]}"
-    server.requests.clear()
-    return Place(server.uri(folder), lambda: server.files(folder))
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """``machine("b")``: from here on this is another machine, with an empty cache; returns the cache's folder."""
-
-    def be(name: str) -> Path:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        return tmp_path / name
-
-    be("a")
-    return be
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the trials that are measured from here on, each as often as it is."""
-    seen: list[str] = []
-    run = Runner.run
-
-    def noted(self: Runner, lease: object) -> object:
-        seen.extend(trial.trial_id for trial in lease.trials)  # type: ignore[attr-defined]
-        return run(self, lease)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Runner, "run", noted)
-    return seen
-
-
-@pytest.fixture(scope="module")
-def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    return run_whole(tmp_path_factory.mktemp("undisturbed"), *settings)
-
-
-@pytest.fixture
-def sweep(settings: list[str], place: Place) -> Callable[..., Config]:
-    return lambda *overrides: composed(*settings, f"run.root='{place.root}'", *overrides)
-
-
-def copy_in(cache: Path) -> RunDirectory:
-    (folder,) = cache.glob("circuit-sweep/runs/*/*")
-    return RunDirectory(folder)
-
-
-def a_page(run: Path) -> Path:
-    """The report takes longer than the sweep; it has its own tests."""
-    page = run / "report" / "index.html"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(f"a page about {run.name}")
-    return page
-
-
-@pytest.fixture
-def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.driver.write_report", a_page)
+from tests.sweeps.stores.conftest import TRIALS, Place, a_page, copy_in
+from tests.sweeps.stores.s3_server import LOGIN, S3Server
+from tests.sweeps.tiny import assert_same_effects, composed
 
 
 def test_a_sweep_is_in_the_store_and_goes_on_from_there(
@@ -140,6 +42,7 @@ def test_a_sweep_is_in_the_store_and_goes_on_from_there(
     assert {"config.yaml", "trials.parquet", "run.json", "effects.parquet", "report/index.html"} < set(stored)
     assert len([n for n in stored if n.startswith("samples/")]) == TRIALS
     assert yaml.safe_load(stored["config.yaml"])["run"]["root"] == place.root
+    assert not [n for n, content in stored.items() if LOGIN["AWS_SECRET_ACCESS_KEY"].encode() in content]
     assert_same_effects(here, undisturbed)
     shown = place.root.partition("?")[0]
     assert f"run directory: {shown}/{name}\n" in out
@@ -212,8 +115,10 @@ def test_two_runs_in_a_store_are_compared(
     tmp_path: Path,
     settings: list[str],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     quick_report: None,
 ) -> None:
+    monkeypatch.setattr("sweeps.compare.write_comparison_page", a_page)
     small = ("sweep.samples=0", "sweep.windows=1", "sweep.levels=[layer]")
     assert execute(sweep(*small, "run.name=first run")) == 0
     assert execute(sweep(*small, "run.name='second%20run?#ü'", "sweep.seed=1")) == 0
@@ -241,3 +146,18 @@ def test_two_runs_in_a_store_are_compared(
     with pytest.raises(ConfigError, match=r"^run\.b: expected a path without '\.'"):
         execute(sweep("mode=compare", "run.a=first run", "run.b=../../../x"))
     assert not (tmp_path / "x").exists()
+
+
+def test_what_was_logged_to_wandb_is_known_elsewhere(
+    server: S3Server, settings: list[str], machine: Callable[[str], Path], quick_report: None
+) -> None:
+    line = [o for o in settings if o != "tracker=none"] + [
+        f"run.root='{server.uri('bucket/tracked')}'", "run.name=mine", "sweep.samples=0", "sweep.windows=1",
+        "sweep.levels=[layer]", "tracker.mode=offline",
+    ]  # fmt: skip
+    assert execute(composed(*line, "tracker=none")) == 0
+    machine("b")
+    assert execute(composed(*line, "tracker=wandb", "mode=track")) == 0
+    stored = server.files("bucket/tracked/mine")
+    assert stored["tracking.jsonl"] == (copy_in(machine("b")).path / "tracking.jsonl").read_bytes()
+    assert not [name for name in stored if name.startswith("wandb/")], "its files are of the machine that syncs them"
