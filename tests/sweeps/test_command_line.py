@@ -97,7 +97,7 @@ WRONG = [
     ("stats.alph=0.1", "unknown key 'stats.alph'; did you mean 'stats.alpha'?"),
     ("run.nme=x", "unknown key 'run.nme'; did you mean 'run.name'?"),
     ("+sweep.imags=3", "unknown key 'sweep.imags'; did you mean 'sweep.images'?"),
-    ("+zzz=1", "unknown key 'zzz'; valid: mode, sweep, model"),
+    ("+zzz=1", "unknown key 'zzz'; valid: mode, format, sweep, model"),
     ("hydra.foo=1", "unknown key 'hydra.foo'"),
     ("~sweep.images", "~sweep.images: cannot be used"),
     ("sweep.images=abc", "sweep.images: expected a whole number, got 'abc'"),
@@ -355,4 +355,4 @@ def test_lists(value: object, items: list[object]) -> None:
 
 def test_nearest_key_prefers_the_same_group() -> None:
     assert nearest_key("cluster.nme") == "; did you mean 'cluster.name'?"
-    assert "valid: mode, sweep" in nearest_key("qqqqqqqq")
+    assert "valid: mode, format, sweep" in nearest_key("qqqqqqqq")
