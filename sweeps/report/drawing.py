@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ class Drawing:
         """Write NAME.svg and NAME.png; return the text of the SVG."""
         folder.mkdir(parents=True, exist_ok=True)
         buffer = io.StringIO()
-        with matplotlib.rc_context(FIGURE_STYLE):
+        with matplotlib.rc_context(FIGURE_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name; it is drawn as a box
             self.figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
             self.figure.savefig(folder / f"{self.name}.png", dpi=_PNG_DPI)
         (folder / f"{self.name}.svg").write_text(buffer.getvalue(), encoding="utf-8")

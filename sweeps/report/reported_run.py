@@ -13,6 +13,7 @@ from sweeps.comparison_names import DATA_SET_CONTRAST
 from sweeps.mode_names import mode_names
 from sweeps.phases import COMPARED
 from sweeps.records import RunDirectory, RunDirectoryError
+from sweeps.report.printable import printable
 
 VERDICTS = ("degraded", "improved", "negligible", "inconclusive")
 CALLED = ("degraded", "improved")  # the verdicts that are claims of an effect
@@ -160,6 +161,11 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     absent = [column for column in columns if column not in table]
     if absent:
         raise RunDirectoryError(f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(table.columns)}")
+    for name, kind in table.dtypes.items():
+        if pd.api.types.is_float_dtype(kind):
+            table[name] = table[name].replace([math.inf, -math.inf], math.nan)  # no place in a figure, as none has NaN
+        elif not pd.api.types.is_numeric_dtype(kind):
+            table[name] = table[name].map(printable, na_action="ignore")
     return table
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from sweeps.report import wording
 from sweeps.report.drawing import Drawing, inline
+from sweeps.report.printable import printable
 from sweeps.report.theme import DARK, LIGHT, css_variables
 
 
@@ -33,6 +34,7 @@ def fill(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("sweeps.report", "."),
         autoescape=True,
+        finalize=printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
