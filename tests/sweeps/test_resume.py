@@ -60,19 +60,20 @@ def until_parts(process: subprocess.Popen[str], root: Path, count: int) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_without_ray_or_wandb(
-    settings: list[str], undisturbed: RunDirectory, tmp_path: Path
+    settings: list[str], undisturbed: RunDirectory, tmp_path: Path, kills: int
 ) -> None:
     """Ray and W&B cannot even be imported here: in one process neither is needed."""
     blocked = "import sys; sys.modules.update(ray=None, wandb=None); import launch; launch.main()"
     root = tmp_path / "runs"
     line = [sys.executable, "-c", blocked, *settings, f"run.root={root}", MODES, SMALL_LEASES]
     rng, seen = np.random.default_rng(), 0
-    for _ in range(2):
+    for _ in range(kills):
         process = started(line, ROOT)
-        seen += int(rng.integers(1, 30))
+        seen += int(rng.integers(1, 60 // kills))
         until_parts(process, root, seen)
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.2 / kills))
         process.kill()
         process.communicate()
         seen = parts(root)
