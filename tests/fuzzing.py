@@ -1,4 +1,4 @@
-"""How often tests of random input try: ``FUZZ_TIMES=20 make soak`` is 20 times as often, with new input each time.
+"""How often tests of random input try: ``FUZZ_TIMES=20 make unit`` is 20 times as often, with new input each time.
 
 As it is by default, the input is the same everywhere, so that what passed here passes in continuous integration.
 """

@@ -152,7 +152,7 @@ def test_the_files_of_a_run_are_all_among_those_that_are_damaged(finished: Finis
     assert {"profiles/layers.json", "profiles/sets.parquet", "profiles/maps.parquet"} < set(there)
 
 
-@fuzz(16, shrink=False)
+@fuzz(12, shrink=False)
 @given(st.integers(0, 10**6), DAMAGES, st.sampled_from(MODES))
 def test_any_damage_of_any_file_is_repaired_or_said(finished: Finished, which: int, damage: Damage, mode: str) -> None:
     names = files_of(finished.intact)

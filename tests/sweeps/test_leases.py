@@ -6,11 +6,12 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.leases import Lease, LeaseQueue, Pace, Task, fair_shares, share_key
 from sweeps.plan import Plan, make_plan
+from tests.fuzzing import fuzz
 from tests.sweeps.fake_subject import fake_subject
 from tests.sweeps.tiny import composed
 
@@ -105,7 +106,7 @@ def test_an_empty_queue_is_false() -> None:
     assert not LeaseQueue((), 1.0)
 
 
-@settings(deadline=None, max_examples=50)
+@fuzz(50)
 @given(
     st.lists(st.tuples(st.floats(0, 3), st.booleans(), st.sampled_from([None, 1, 5, 40])), max_size=60),
     st.floats(0.01, 100),

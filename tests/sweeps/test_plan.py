@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from circuits.engine import Window
@@ -26,6 +26,7 @@ from sweeps.plan import (
     make_trial,
 )
 from sweeps.targets import find_targets
+from tests.fuzzing import fuzz
 from tests.sweeps.fake_subject import fake_subject, moved, trailing_timesteps, with_data
 from tests.sweeps.tiny import TRIAL_COLUMNS, composed
 
@@ -217,7 +218,7 @@ def test_layers_by_index_range_and_name() -> None:
     assert choose_layers("blocks.2.attn1", layers) == [layers[2]]
 
 
-@settings(deadline=None)
+@fuzz(100)
 @given(st.integers(1, 120), st.integers(2, 120))
 def test_windows_by_count_tile_all_timesteps(count: int, total: int) -> None:
     count = min(count, total)
@@ -236,7 +237,7 @@ def test_windows_of_the_default_sampler() -> None:
     assert [window.select(steps) for window in windows] == [steps[i : i + 2] for i in range(0, 10, 2)]
 
 
-@settings(deadline=None)
+@fuzz(100)
 @given(st.integers(1, 1000))
 def test_a_count_that_divides_the_steps_gives_each_window_about_as_many(steps: int) -> None:
     """Sampler and windows round to whole timesteps, each in its own way."""

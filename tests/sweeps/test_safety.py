@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -27,6 +27,7 @@ from sweeps.progress import SweepProgress
 from sweeps.provenance import shell_command
 from sweeps.records import RunDirectory
 from sweeps.travel import FileServer, Item, Luggage, all_pieces, deliver, fetch
+from tests.fuzzing import fuzz
 from tests.sweeps.fake_subject import fake_subject
 from tests.sweeps.tiny import composed, only_run
 from tests.sweeps.tiny import launch as launch_process
@@ -295,10 +296,9 @@ def assert_refused_in_one_line(overrides: list[str], capsys: pytest.CaptureFixtu
 
 
 Refused = Callable[[list[str], pytest.CaptureFixture[str]], None]
-_ANY_FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=_ANY_FIXTURE)
+@fuzz(40)
 @given(wrong_lines())
 def test_bad_command_lines_get_exit_code_2_and_one_line(
     capsys: pytest.CaptureFixture[str], overrides: list[str]
@@ -307,7 +307,7 @@ def test_bad_command_lines_get_exit_code_2_and_one_line(
 
 
 @pytest.mark.soak
-@settings(max_examples=1000, deadline=None, suppress_health_check=_ANY_FIXTURE)
+@fuzz(1000)
 @given(wrong_lines())
 def test_a_thousand_bad_command_lines(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> None:
     assert_refused_in_one_line(overrides, capsys)
