@@ -149,7 +149,7 @@ def test_shares_by_hand(tasks: int, paces: list[float], busy: list[float], share
     assert fair_shares(tasks, paces, busy) == shares
 
 
-@settings(deadline=None, max_examples=200)
+@fuzz(200)
 @given(
     st.integers(1, 60),
     st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 20)), min_size=1, max_size=7),
