@@ -51,25 +51,25 @@ class _Worker:
     Attributes:
         kind: what the factory calls it.
         pace: how long a task takes it.
+        rested: since when it has had nothing to do.
         flying: leases in the order in which they were handed over, which is the order in which they are run.
         ping: what was asked of a worker that is not known to be up.
         silent: pings in a row that it did not answer, having died.
         lost_since: since when it has not answered.
         asked_again: when its next answer is looked for.
         leaving: its machine is about to go; it is handed nothing more.
-        rested: since when it has had nothing to do.
     """
 
     kind: Any
     handle: Any
     ping: Any
+    rested: float
     pace: Pace = field(default_factory=Pace)
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)
     silent: int = 0
     lost_since: float | None = None
     asked_again: float = 0.0
     leaving: bool = False
-    rested: float = field(default_factory=time.monotonic)
 
     @property
     def up(self) -> bool:
@@ -168,7 +168,7 @@ class Pool:
                 work_for -= missing
                 for _ in range(missing):
                     handle = self._factory.start(kind)
-                    self._workers.append(_Worker(kind, handle, handle.ping.remote()))
+                    self._workers.append(_Worker(kind, handle, handle.ping.remote(), time.monotonic()))
             self._out_of_work = None
             return
         if self._idle == float("inf"):

@@ -63,6 +63,7 @@ class Worker:
     Attributes:
         seconds: that a trial takes it, the first lease aside, which takes ``warming`` longer.
         hangs_at: the lease that it never ends.
+        up_at: when it has found a place and loaded its model.
     """
 
     index: int
@@ -70,6 +71,7 @@ class Worker:
     seconds: float
     warming: float = 0.0
     hangs_at: int | None = None
+    up_at: float = 0.0
     free: float = 0.0
     runs: list[Run] = field(default_factory=list)
 
@@ -89,8 +91,9 @@ class Simulation:
         self.clock = Clock()
         self.workers = [Worker(index, self.clock, **given) for index, given in enumerate(workers)]
         self._unstarted = list(self.workers)
+        self.killed: list[tuple[Any, float]] = []
         ray_of_this = SimpleNamespace(
-            wait=self._wait, get=lambda answer: answer.value, kill=lambda *_, **__: None, exceptions=ray.exceptions
+            wait=self._wait, get=lambda answer: answer.value, kill=self._kill, exceptions=ray.exceptions
         )
         monkeypatch.setitem(sys.modules, "ray", ray_of_this)
         monkeypatch.setattr(pools, "time", self.clock)
@@ -101,7 +104,14 @@ class Simulation:
     def start(self, kind: str) -> Any:
         worker = self._unstarted.pop(0)
         remote = SimpleNamespace
-        return remote(ping=remote(remote=lambda: Answer(0.0)), run=remote(remote=worker.asked_to_run))
+        return remote(
+            index=worker.index,
+            ping=remote(remote=lambda: Answer(worker.up_at)),
+            run=remote(remote=worker.asked_to_run),
+        )
+
+    def _kill(self, handle: Any, no_restart: bool = True) -> None:
+        self.killed.append((handle.index, self.clock.now))
 
     def _wait(self, answers: list[Answer], timeout: float, num_returns: int = 1) -> tuple[list[Answer], list[Answer]]:
         first = min(answers, key=lambda answer: answer.at)
@@ -200,3 +210,25 @@ def test_nobody_waits_for_a_fast_worker_that_hangs(simulate: Simulate, plan: Pla
     left = 500 - sum(run.trials for run in fast.runs)
     assert sum(run.trials for run in slow.runs) == left
     assert stopped[0] < left * SLOW + 30
+
+
+def test_a_worker_that_waits_for_a_place_no_longer_does_when_nothing_is_left_for_it(
+    simulate: Simulate, plan: Plan
+) -> None:
+    """An autoscaler would start a machine for it. The one that works keeps its place."""
+    found = simulate({"seconds": 100.0}, {"seconds": 1.0, "up_at": float("inf")})
+    queue = LeaseQueue(map(Task.whole, plan.trials[:2]), SECONDS)
+    pool = Pool(queue, found, timeout=1800.0, stop=threading.Event(), idle=60.0)
+    assert len(list(pool.outcomes())) == 2
+    ((index, when),) = found.killed
+    assert index == 1
+    assert 60 < when < 63 < found.clock.now == 200
+
+
+def test_a_worker_that_comes_late_has_its_share_at_once(simulate: Simulate, plan: Plan) -> None:
+    found = simulate({"seconds": 1.0}, {"seconds": 1.0, "up_at": 100.0})
+    done = found.run(LeaseQueue(map(Task.whole, plan.trials[:400]), SECONDS))
+    assert len(done) == 400
+    late = found.workers[1]
+    assert 100 <= late.runs[0].begun <= 101
+    assert found.clock.now == pytest.approx(250, abs=3), "150 s of both, after 100 of one"
