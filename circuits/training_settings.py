@@ -26,3 +26,4 @@ class TrainingSettings:
     save_every: int = 500  # steps between what an interrupted training goes on from
     autocast: bool = True  # forward and backward in bfloat16, loss in float32; twice as fast on a CPU with AVX512-BF16
     seed: int = 0  # of the initial weights, the batches and the noise
+    folder: str | None = None  # of mode=train: where its state and the trained model lie; null: training/<model>

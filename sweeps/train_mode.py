@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from circuits.shipped import SHIPPED, TRAINABLE, train_new
+from circuits.shipped import TRAINABLE, train_new
 from circuits.training import TrainingProgress
 from sweeps.config import Config, ConfigError, ModelConfig
 from sweeps.progress import say
@@ -20,7 +20,7 @@ def train_model(config: Config) -> int:
         raise ConfigError(
             f"mode=train trains the project's own models, not model={config.model.name}; valid: {', '.join(TRAINABLE)}"
         )
-    folder = training_folder(config.model.name)
+    folder = Path(config.model.training.folder or training_folder(config.model.name))
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=config.model.training.steps)
 
@@ -29,13 +29,14 @@ def train_model(config: Config) -> int:
 
         device = resolve_device(config.cluster.device)
         exported = train_new(config.model.name, config.model.training, folder, show, device)
-    chosen = f"model={config.model.name}" if config.model.name not in SHIPPED else f"model=hub model.path={exported}"
+    found = str(exported) == config.model.path  # else the name means other weights
+    chosen = f"model={config.model.name}" if found else f"model=hub model.path={exported}"
     say(Console(), f"{exported}: sweep it with {chosen}")
     return 0
 
 
 def training_folder(name: str) -> Path:
-    """Where ``mode=train`` keeps its state, and leaves the trained model in a folder of its name."""
+    """Where ``mode=train`` keeps its state by default, and leaves the trained model in a folder of its name."""
     return Path("training") / name
 
 

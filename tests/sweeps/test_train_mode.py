@@ -31,6 +31,20 @@ def test_the_papers_model_is_trained_and_then_found(
     assert subject.denoiser.classes == 2
 
 
+def test_another_checkpoint_of_a_shipped_model_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["steps=1", "batch_size=4", "synthetic_images=4", "warmup_steps=1", "folder=training/early"]
+    assert train_model(composed("mode=train", "model=tiny_faces", *(f"model.training.{s}" for s in settings))) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told == "training/early/tiny_faces: sweep it with model=hub model.path=training/early/tiny_faces"
+    assert {path.name for path in (tmp_path / "training").iterdir()} == {"early"}
+    chosen = ("model=hub", "model.name=early", "model.path=training/early/tiny_faces")
+    subject, _ = load(composed(*chosen, *FEW))
+    assert (subject.denoiser.name, len(subject.layers)) == ("early", 4)
+
+
 def test_a_model_without_its_weights_says_how_to_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refused:
