@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from circuits.data.model_data import data_set_for
     from circuits.data.source_spec import SourceSpec
     from circuits.data.sources import DataSet, load_data_set
     from circuits.data.tensors import data_set_of
@@ -37,6 +38,7 @@ _HOMES = {
     "Site": "interventions",
     "SourceSpec": "data.source_spec",
     "Window": "engine",
+    "data_set_for": "data.model_data",
     "data_set_of": "data.tensors",
     "denoiser_of": "pipelines",
     "effects": "measured",
@@ -66,6 +68,7 @@ __all__ = [
     "Site",
     "SourceSpec",
     "Window",
+    "data_set_for",
     "data_set_of",
     "denoiser_of",
     "effects",

@@ -5,28 +5,25 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from circuits.data.prompts import prompt_set, prompted_data_set, takes_text, unprompted
+from circuits.data.model_data import data_set_for
 from circuits.data.source_spec import SourceSpec
-from circuits.data.sources import DataError, DataSet, load_data_set
-from circuits.denoisers import Denoiser, load_denoiser
+from circuits.data.sources import DataSet
+from circuits.denoisers import load_denoiser
 from circuits.effect_tables import gains
 from circuits.engine import Engine, Generated, Paired
 from circuits.face_metrics import FaceMetrics
-from circuits.guidance import Guidance, guidance_of
-from circuits.latents import encoded
+from circuits.guidance import guidance_of
 from circuits.metrics import sample_distances, sample_metrics
 from circuits.probes import synthetic_part_masks
 from circuits.sites import find_sites
-from circuits.vocabulary import PROMPTS
 from sweeps.leases import Lease
 from sweeps.plan import Subject, Trial, generated
 from sweeps.records import Failure, GaveOut, RunDirectory, measurement_table, publish
@@ -115,37 +112,19 @@ def load_subject(spec: SubjectSpec) -> Subject:
         compiled=spec.compiled,
     )
     guidance = guidance_of(denoiser, spec.guidance)
-    data = {s.name: load_source(spec, s, denoiser, guidance) for s in spec.sources}
-    return Subject(denoiser, find_sites(denoiser), data, guidance)
-
-
-def load_source(spec: SubjectSpec, source: SourceSpec, denoiser: Denoiser, guidance: Guidance | None) -> DataSet:
-    """A data set in the model's own space: pixels, or the latents of its autoencoder. Images have the empty prompt.
-
-    Raises:
-        DataError: it cannot be had, or its images cannot be brought into that space.
-    """
-    if source.source == PROMPTS:
-        try:
-            prompts = prompt_set(source.name, source.prompts or source.root or "")
-        except (OSError, ValueError) as error:
-            raise DataError(f"data.root: {error}") from error
-        return prompted_data_set(denoiser, prompts, spec.images, steps=spec.steps, seed=spec.seed, guidance=guidance)
-    channels, height, width = denoiser.image_shape
-    if denoiser.pixels > 1 and denoiser.codec is None:
-        raise DataError(
-            f"data set {source.name!r}: {denoiser.name} works on latents and comes without an autoencoder for images; "
-            "expected a whole pipeline folder, or data=prompts"
+    data = {
+        source.name: data_set_for(
+            denoiser,
+            source,
+            spec.images,
+            at_most=spec.at_most,
+            steps=spec.steps,
+            seed=spec.seed,
+            guidance=guidance,
         )
-    if height != width:
-        raise DataError(f"data set {source.name!r}: expected a model of square images, got {height} x {width}")
-    label_mode: Literal["class", "none"] = "class" if denoiser.classes else "none"
-    data = load_data_set(
-        source, images=spec.images, size=height, channels=channels, label_mode=label_mode, at_most=spec.at_most
-    )
-    if (codec := denoiser.codec) is not None:
-        data = replace(data, measured=encoded(data.measured, codec), reference=encoded(data.reference, codec))
-    return unprompted(denoiser, data) if takes_text(denoiser) else data
+        for source in spec.sources
+    }
+    return Subject(denoiser, find_sites(denoiser), data, guidance)
 
 
 def face_metrics(data: Mapping[str, DataSet]) -> FaceMetrics:

@@ -6,21 +6,29 @@ import torch
 from jaxtyping import Float
 
 from circuits.data.image_sets import ImageSet
+from circuits.data.model_data import in_space_of
 from circuits.data.sources import DataSet, split
+from circuits.denoisers import Denoiser
 
 _FEWEST = 2
 
 
 def data_set_of(
-    name: str, images: Float[torch.Tensor, "n c h w"], *, label: int | None = None, measured: int | None = None
+    name: str,
+    images: Float[torch.Tensor, "n c h w"],
+    *,
+    label: int | None = None,
+    measured: int | None = None,
+    denoiser: Denoiser | None = None,
 ) -> DataSet:
     """A data set of your own images, at the model's size and with its channels.
 
     Args:
-        images: in [-1, 1]; latents, for a model of latents.
+        images: in [-1, 1]; latents, for a model of latents, unless ``denoiser`` is given.
         label: their class, for a model that is conditioned on classes.
         measured: the first ones, which are measured; the next ones are what mean ablation averages over. By default
             all but 64, or half of them where there are fewer than 128.
+        denoiser: encodes images for a model of latents, and gives a model of text the empty prompt.
 
     Raises:
         ValueError: fewer than 2 images to measure, or values that are not finite.
@@ -32,7 +40,8 @@ def data_set_of(
         raise ValueError(f"data set {name!r}: expected 2 to {len(images)} images to measure, got {count}")
     every = ImageSet(name, images.float().cpu(), tuple(f"{name}_{i}" for i in range(len(images))), None, "")
     shown, reference = split(every, count)
-    return DataSet(name, label, shown, reference)
+    data = DataSet(name, label, shown, reference)
+    return data if denoiser is None else in_space_of(denoiser, data)
 
 
 def _said(images: torch.Tensor) -> str:

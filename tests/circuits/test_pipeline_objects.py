@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiTPipeline, UNet2DModel
 from diffusers.utils import logging
 
-from circuits import Intervention, ModelError, Site, denoiser_of, find_sites, load_denoiser, measure
+from circuits import Intervention, ModelError, Site, data_set_of, denoiser_of, find_sites, load_denoiser, measure
 from tests.circuits.conftest import SIZE, two_data_sets
 
 
@@ -72,6 +72,11 @@ def test_a_latent_pipeline_keeps_its_autoencoder(latent_pipeline: DiTPipeline) -
     assert (ours.name, ours.classes, ours.prediction_type) == ("mine", 2, "v_prediction")
     assert ours.codec is not None
     assert (ours.codec.autoencoder, ours.pixels) == (latent_pipeline.vae, 2)
+    pictures = torch.rand(5, *ours.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data = data_set_of("mine", pictures, label=1, denoiser=ours)
+    assert torch.equal(data.measured.images, ours.codec.encode(pictures[:3]))
+    chosen = [Intervention("zero", (Site(find_sites(ours)[1].name, 0),))]
+    assert measure(ours, data, chosen, steps=5)["noise_mse"].ablated.shape == (1, 3)
 
 
 def test_what_is_no_pipeline_of_a_denoiser_is_refused(model_folders: dict[str, Path]) -> None:
