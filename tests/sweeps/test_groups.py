@@ -65,6 +65,13 @@ def test_replication_is_the_default_sweep_on_other_noise() -> None:
     assert again.stats.alpha < first.stats.alpha
 
 
+def test_two_checkpoints_are_compared_on_the_same_images() -> None:
+    config = experiment("checkpoint")
+    assert (config.stats.statistic, config.sweep.controls, config.sweep.images) == ("none", 0, 32)
+    other = experiment("checkpoint", "model=hub", "model.name=early", "model.path=training/early/tiny_faces")
+    assert (config.sweep, config.stats, config.data) == (other.sweep, other.stats, other.data)
+
+
 def test_generation_is_of_generated_images(small: list[str]) -> None:
     plan = planned(experiment("generation", *small))
     assert {trial.protocol for trial in plan.trials} == {"sample"}
@@ -113,7 +120,7 @@ def test_own_groups_and_experiments_compose(own: Path, said: Said) -> None:
     [
         ("model=mien", "model: unknown 'mien'; did you mean 'mine'? valid: mine, no_yaml, secret, typo, ddpm_celebahq"),
         ("model=tiny_face", "model: unknown 'tiny_face'; did you mean 'tiny_faces'?"),
-        ("+experiment=nigt", "experiment: unknown 'nigt'; did you mean 'night'? valid: lost, night, typo, generation"),
+        ("+experiment=nigt", "experiment: unknown 'nigt'; did you mean 'night'? valid: lost, night, typo, checkpoint"),
         ("+experiment=lost", "model: unknown 'mien'; did you mean 'mine'?"),
         ("+experiment=typo", "experiment/typo.yaml: unknown key 'swep'; did you mean 'sweep'?"),
         ("model=typo", "model/typo.yaml: unknown key 'model.pth'; did you mean 'model.path'?"),
