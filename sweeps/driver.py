@@ -197,8 +197,11 @@ def export(config: Config) -> int:
 
     directory = existing(config)
     aggregate(directory)
+    for line in directory.damage():
+        say(Console(stderr=True), line)
     for line in export_run(directory.path, config.format):
         say(Console(), line)
+    say(Console(), directory.shown(directory.path / "export"))
     return OK
 
 

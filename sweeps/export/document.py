@@ -48,9 +48,7 @@ def export_run(run_dir: Path, format: str) -> list[str]:
         _write(folder / "export.tex", latex.document(_title(run), ["methods"], names, figures))
     else:
         _write_frames(tables, folder / "tables", format)
-    said = [
-        f"{len(tables)} tables ({format}), {len(drawings)} figures (PDF, SVG), methods.tex and references.bib: {folder}"
-    ]
+    said = [f"{len(tables)} tables ({format}), {len(drawings)} figures (PDF, SVG), methods.tex and references.bib"]
     tex = "To look at it: pdflatex export && bibtex export && pdflatex export && pdflatex export"
     return [*said, *([tex] if format == "latex" else []), *([unfinished(run)] if unfinished(run) else [])]
 
