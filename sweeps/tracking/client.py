@@ -90,9 +90,9 @@ def _define_metrics(run: wandb.Run, content: RunContent) -> None:
     """Windows line up over the diffusion process, in every chart; and what of them the run table shows."""
     if any("timestep" in row for row in content.history):
         run.define_metric("timestep", hidden=True)
-        for metric, shown in content.summaries.items():
-            run.define_metric(metric, step_metric="timestep", summary=shown)
-        run.define_metric("*", step_metric="timestep")
+        # No two of them may fit one metric: which of them wandb takes then is left to chance.
+        for metric, shown in (content.summaries or {"*": ""}).items():
+            run.define_metric(metric, step_metric="timestep", summary=shown or None)
 
 
 def _lean_settings(target: Target) -> wandb.Settings:

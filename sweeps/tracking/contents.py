@@ -73,7 +73,8 @@ class RunContent:
     history: Sequence[Mapping[str, float]] = ()
     """Rows over the diffusion process; the axis of their charts is `timestep`."""
     summaries: Mapping[str, str] = field(default_factory=dict)
-    """Metric (a trailing * stands for any ending): what of its history the run table shows, as in define_metric."""
+    """Metric (a trailing * stands for any ending): what of its history the run table shows, as in define_metric; empty:
+    the last value. Without any, that is so of all."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     """Values of the run table that are no history."""
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)

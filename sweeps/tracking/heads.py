@@ -64,7 +64,7 @@ def _head_run(plan: Plan, key: Key, trials: list[str], outcomes: Outcomes) -> Ru
         config=shown_axes(plan, axes) | {"windows": len(trials)},
         tags=shown_tags(PREFIX, axes["mode"], axes["dataset"], axes["protocol"], axes["level"], where(axes)),
         history=history,
-        summaries={f"{PREFIX}/*": "max,mean"},
+        summaries={f"{PREFIX}/*": "max,mean", f"{INTERVAL}/*": ""},
         summary=_strongest_window(plan, {trial: of.get(outcomes.metric, {}) for trial, of in found.items()}),
     )
 

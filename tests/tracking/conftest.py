@@ -23,3 +23,9 @@ def _no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return make_run(tmp_path / "runs" / "smoke-tiny-01234567")
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, what a test expects to be written during the sweep is."""
+    monkeypatch.setattr("sweeps.tracking.tracker.AT_FIRST", 1e6)

@@ -68,3 +68,14 @@ def test_two_trackers_do_not_share_a_run(run_dir):
     assert (second.mode, second.logged) == ("disabled", 0)
     assert "another process tracks" in second.message
     assert tracker.finish().logged == 1
+
+
+def test_a_sweep_does_not_wait_for_its_log(run_dir, monkeypatch):
+    """What there was no time for while it ran is written at the end, once."""
+    monkeypatch.setattr("sweeps.tracking.tracker.AT_FIRST", 0.0)
+    monkeypatch.setattr("sweeps.tracking.tracker.SHARE", 0.0)
+    tracker = open_tracker(run_dir, OFFLINE)
+    for trial in record(run_dir, 0, 1):
+        tracker.trial_done(trial)
+    assert tracker.follow_once() == 0
+    assert (tracker.finish().logged, len(folders(run_dir, "trial"))) == (2, 2)

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
-from tests.tracking.api import Api
-from tests.tracking.runs import KEY, ids, record
+from tests.tracking.api import Server, serving
+from tests.tracking.runs import KEY, OFFLINE, effect, ids, make_run, record, write_effects
+
+
+def log_in(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Api]]:
-    handler = type("FreshApi", (Api,), {"upserts": {}, "uploads": set()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with serving() as server:
+        log_in(server, monkeypatch)
+        yield server
 
 
-def test_without_a_network_it_goes_on_offline_and_uploads_later(run_dir, api, monkeypatch):
+def finished(run_dir: Path) -> Path:
+    """A sweep of two heads and two windows, aggregated, with a report."""
+    make_run(run_dir, trials=4, heads=2)
+    record(run_dir, 0, 1, 2, 3)
+    write_effects(run_dir, *(effect(i, 10.0 * i, "degraded" if i else "negligible") for i in range(4)))
+    (run_dir / "report/index.html").write_text("<html></html>")
+    (run_dir / "run.json").write_text('{"model": {"name": "tiny_faces", "revision": "abc"}, "plan": "0123"}')
+    return run_dir
+
+
+def test_without_a_network_it_goes_on_offline_and_uploads_later(run_dir, server, monkeypatch):
     record(run_dir, 0, 1)
     with monkeypatch.context() as patch:
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -51,15 +62,128 @@ def test_without_a_network_it_goes_on_offline_and_uploads_later(run_dir, api, mo
     record(run_dir, 2)
     outcome = track_from_records(run_dir, TrackerSettings())
     assert (outcome.mode, outcome.logged, outcome.uploaded) == ("online", 3, 5)
-    trials = {name: sent for name, sent in api.upserts.items() if name.startswith("trial")}
-    assert sorted(trials) == ids(run_dir, "trial")
-    for sent in trials.values():
+    trials = {name: run for name, run in server.runs.items() if name.startswith("trial")}
+    assert sorted(trials) == sorted(ids(run_dir, "trial"))
+    for run in trials.values():
+        sent = run.fields
         assert (sent["groupName"], sent["jobType"], sent["project"]) == (run_dir.name, "trial", "circuit-sweep")
-        assert json.loads(sent["config"])["layer"]["value"] == "mid.attn"
-    assert sum(name.startswith("samples_") for name in api.uploads) == 3
+        assert run.config["layer"] == "mid.attn"
+        assert sum(name.startswith("media/images/samples_") for name in run.files) == 1
 
-    api.upserts.clear()
+    server.operations.clear()
     assert track_from_records(run_dir, TrackerSettings()).uploaded == 5
-    assert not api.upserts, "what has arrived is not sent again"
+    assert not server.operations, "what has arrived is not sent again"
     for path in run_dir.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), f"{path} holds the key"
+
+
+def names(server: Server, artifacts: set[str]) -> set[str]:
+    """Artifacts without their versions; those of tables by their kind."""
+    found = (server.artifacts[key].partition(":")[0] for key in artifacts)
+    return {name.partition("/")[0] if name.startswith("run_table/") else name for name in found}
+
+
+def arrived(server: Server) -> dict[str, Any]:
+    """Everything that W&B shows of the runs, without when it was and what it calls versions of artifacts itself."""
+
+    def lasting(value: Any) -> Any:
+        if isinstance(value, dict):
+            passing = ("_timestamp", "_runtime", "_wandb", "artifact_path", "_latest_artifact_path")
+            return {key: lasting(found) for key, found in value.items() if key not in passing}
+        return value
+
+    kept = ("groupName", "jobType", "displayName", "project", "tags", "notes")
+    return {
+        name: {
+            "fields": {key: run.fields.get(key) for key in kept},
+            "config": lasting(run.config),
+            "history": lasting({str(i): row for i, row in enumerate(run.history)}),
+            "summary": lasting(run.summary),
+            "files": sorted(run.files),
+            "used": names(server, run.used),
+            "made": names(server, run.made),
+            "complete": run.complete,
+        }
+        for name, run in server.runs.items()
+    }
+
+
+def test_online_and_offline_then_synced_arrive_alike(tmp_path, server, monkeypatch):
+    online = finished(tmp_path / "online" / "same")
+    assert track_from_records(online, TrackerSettings()).uploaded == 8
+    seen = arrived(server)
+
+    with serving() as later, monkeypatch.context() as patch:
+        offline = finished(tmp_path / "offline" / "same")
+        assert track_from_records(offline, OFFLINE).uploaded == 0
+        assert not later.operations
+        log_in(later, patch)
+        folders = sorted(str(folder) for folder in (offline / "wandb").glob("offline-run-*"))
+        command = [sys.executable, "-m", "wandb", "sync", *folders]
+        environ = os.environ | {"WANDB_DATA_DIR": str(offline / "wandb"), "WANDB_CACHE_DIR": str(tmp_path / "cache")}
+        subprocess.run(command, check=True, timeout=300, cwd=tmp_path, env=environ, capture_output=True)
+        assert arrived(later) == seen
+
+    kinds = [name.partition("-")[0] for name in seen]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"trial": 4, "head": 2, "records": 1, "summary": 1}
+    assert all(run["complete"] for run in seen.values())
+    trial = next(run for run in seen.values() if run["config"].get("trial_id") == "trial003")
+    assert trial["summary"]["verdict"] == "degraded"
+    assert (trial["summary"]["percent"], trial["history"]["0"]["noise_mse/percent"]) == (30.0, 30.0)
+    head = next(
+        run for run in seen.values() if run["config"].get("where") == "L2H1" and run["config"]["kind"] == "head"
+    )
+    assert [(row["timestep"], row["timesteps/noise_mse"]) for row in head["history"].values()] == [
+        (699.5, 30.0),
+        (899.5, 20.0),
+    ]
+    assert head["summary"]["timesteps/noise_mse"] == {"max": 30.0, "mean": 25.0}
+
+
+def test_the_run_directory_is_versioned_with_its_lineage(tmp_path, server):
+    run_dir = finished(tmp_path / "lineage")
+    track_from_records(run_dir, TrackerSettings())
+    runs = {name.partition("-")[0]: run for name, run in server.runs.items()}
+    assert names(server, runs["records"].used) == {"model/model-tiny_faces", "dataset/data-None", "plan/plan-lineage"}
+    assert names(server, runs["records"].made) == {"records/records-lineage"}
+    assert names(server, runs["summary"].used) == {"plan/plan-lineage", "records/records-lineage"}
+    assert names(server, runs["summary"].made) == {"effects/effects-lineage", "report/report-lineage", "run_table"}
+    (records,) = runs["records"].made
+    assert records in runs["summary"].used, "one and the same version"
+    sent = {path.rpartition("/")[2] for path in server.uploads if path.startswith("/artifact/")}
+    assert {"trials.parquet", "config.yaml", "effects.parquet", "run.json", "index.html", "model.json"} <= sent
+    assert [path for path in server.uploads if path.startswith(f"/artifact/{records}/")] == [
+        f"/artifact/{records}/records/trial000-trial001-trial002-trial003.parquet"
+    ]
+
+    versions = set(server.artifacts.values())
+    server.uploads.clear()
+    write_effects(run_dir, *(effect(i, 11.0 * i, "degraded" if i else "negligible") for i in range(4)))
+    track_from_records(run_dir, TrackerSettings())
+    new = {name.partition("/")[0] for name in set(server.artifacts.values()) - versions}
+    assert new == {"effects", "run_table"}, "plan, records and report are the versions that were there"
+    sent = {path.rpartition("/")[2] for path in server.uploads if path.startswith("/artifact/")}
+    assert "effects.parquet" in sent
+    assert not {"trials.parquet", "config.yaml", "index.html", "trial000-trial001-trial002-trial003.parquet"} & sent
+    trial = next(run for run in server.runs.values() if run.config.get("trial_id") == "trial003")
+    assert (len(trial.history), trial.history[0]["noise_mse/percent"], trial.summary["percent"]) == (1, 33.0, 33.0)
+
+
+def test_many_records_are_listed_instead_of_uploaded(run_dir, monkeypatch):
+    import hashlib
+
+    from sweeps.tracking.artifacts import records_artifact
+    from sweeps.tracking.plan import Plan
+
+    record(run_dir, 0, 1, part="some")
+    (part,) = (run_dir / "records").iterdir()
+    whole = records_artifact(Plan.read(run_dir))
+    assert (dict(whole.files), dict(whole.texts)) == ({"records/some.parquet": part}, {})
+    monkeypatch.setattr("sweeps.tracking.artifacts.UPLOADED", 1)
+    listed = records_artifact(Plan.read(run_dir))
+    assert not listed.files
+    digest = hashlib.sha256(part.read_bytes()).hexdigest()
+    assert json.loads(listed.texts["records.json"]) == [
+        {"name": "records/some.parquet", "bytes": part.stat().st_size, "sha256": digest}
+    ]
+    assert listed.metadata == {"files": 1, "bytes": part.stat().st_size, "uploaded": False}
