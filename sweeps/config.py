@@ -15,7 +15,7 @@ from circuits.vocabulary import ABLATIONS, DENOISE_METRICS, GROUP_LEVELS, PROMPT
 from sweeps.profile_config import PROFILE_MODES, ProfileConfig
 from sweeps.search_config import SearchConfig
 
-RUN_MODES = ("run", "plan", "status", "track", "aggregate", "report", "compare", "export", "train")
+RUN_MODES = ("run", "plan", "status", "track", "aggregate", "report", "compare", "export", "workspace", "train")
 PROTOCOLS = ("denoise", "sample")
 LEVELS = ("head", "layer", *GROUP_LEVELS)
 METRICS = {"denoise": DENOISE_METRICS, "sample": SAMPLE_METRICS}  # what each protocol tests

@@ -55,6 +55,7 @@ def execute(config: Config, began: Callable[[str], object] = str) -> int:
         "report": report,
         "compare": compare,
         "export": export,
+        "workspace": workspace,
         "train": train_model,
     }
     with visiting(config.run.root):
@@ -202,6 +203,14 @@ def export(config: Config) -> int:
     for line in export_run(directory.path, config.format):
         say(Console(), line)
     say(Console(), directory.shown(directory.path / "export"))
+    return OK
+
+
+def workspace(config: Config) -> int:
+    """``mode=workspace``: a W&B workspace and report of one sweep, or of two beside one another."""
+    from sweeps.tracking.workspace import make_workspace
+
+    say(Console(), make_workspace(config.run, tracker_settings(config)))
     return OK
 
 

@@ -27,8 +27,12 @@ def maps(plan: Plan, primary: pd.DataFrame) -> dict[str, dict[str, Any]]:
     cells = primary[primary["level"].isin(["head", "layer"]) & primary["percent"].notna()]
     figures = {}
     for (dataset, protocol, mode), part in cells.groupby(["dataset", "protocol", "ablation"], sort=False):
-        figures[f"map/{dataset}/{protocol}/{mode}"] = _figure(part, f"{dataset}, {protocol}, {mode}", plan.metric)
+        figures[map_key(dataset, protocol, mode)] = _figure(part, f"{dataset}, {protocol}, {mode}", plan.metric)
     return figures
+
+
+def map_key(dataset: Any, protocol: Any, mode: Any) -> str:
+    return f"map/{dataset}/{protocol}/{mode}"
 
 
 def _figure(cells: pd.DataFrame, title: str, metric: str) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Plan:
         return str(self.setting("run", "name") or self.run_dir.name)
 
     @property
+    def sweep_id(self) -> str:
+        """The name as it can stand in any filter."""
+        return hashlib.sha256(self.name.encode()).hexdigest()[:12]
+
+    @property
     def metric(self) -> str:
         """The registered metric."""
         return str(self.setting("stats", "metric") or "noise_mse")
@@ -78,6 +83,9 @@ class Plan:
 
     def group_id(self, key: Key) -> str:
         return self.run_id("group", key, f"L{key[1]}", f"w{key[2]}", *key[5:])
+
+    def summary_id(self) -> str:
+        return self.run_id("summary", None)
 
     def run_id(self, kind: str, key: Any, *readable: Any) -> str:
         """The same for the same run name and key, anywhere, for ever: uploading twice overwrites.
@@ -151,7 +159,7 @@ def shown_axes(plan: Plan, axes: Axes) -> dict[str, Any]:
     shown = {key: value for key, value in axes.items() if value not in (None, "") and key != "sites"}
     if not axes.get("layer") and axes.get("sites"):
         shown["sites"] = "+".join(map(str, axes["sites"]))
-    shown |= {"sweep": plan.name, "where": where(axes)}
+    shown |= {"sweep": plan.name, "sweep_id": plan.sweep_id, "where": where(axes)}
     if axes.get("mode"):
         shown["ablation"] = ablation(axes)
     if axes.get("t_end") is not None:

@@ -81,12 +81,12 @@ def resolve_mode(settings: TrackerSettings, environ: Mapping[str, str]) -> tuple
         asked, source = WANDB_MODES[named], "WANDB_MODE"
     if asked in ("offline", "disabled"):
         return asked, ""
-    if _login_exists():
+    if login_exists():
         return "online", ""
     return "offline", "" if asked == "auto" else f"{source} is online and there is no login (`wandb login`)"
 
 
-def _login_exists() -> bool:
+def login_exists() -> bool:
     """wandb looks where it keeps logins; only yes or no leaves this function. Asks no server and no user."""
     try:
         from wandb.sdk import wandb_setup

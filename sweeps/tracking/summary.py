@@ -17,6 +17,8 @@ from sweeps.tracking.outcomes import Outcomes, cell
 from sweeps.tracking.plan import Plan, is_control, timestep, trial_name
 from sweeps.tracking.trials import samples_of, thinned
 
+DEGRADED, HIGHEST = "degraded heads", "highest percent"
+EFFECTS = "tables/effects"
 RANKED = 20
 STRONGEST_SAMPLES = 8
 TABLE_PICTURES = 200
@@ -61,7 +63,7 @@ def summary_run(plan: Plan, recorded: int, samples: bool) -> RunContent:
     if samples and (strongest := _strongest(plan, primary)):
         pictures["samples/strongest"] = strongest
     return RunContent(
-        id=plan.run_id("summary", None),
+        id=plan.summary_id(),
         name=plan.name[:128],
         job_type="summary",
         content=f"{artifacts.digest([*uses, *makes])}-{recorded}",
@@ -70,7 +72,7 @@ def summary_run(plan: Plan, recorded: int, samples: bool) -> RunContent:
         tags=("summary",),
         notes="\n".join(notes),
         history=_windows(primary),
-        summaries={"degraded heads/*": "max", "highest percent/*": "max"},
+        summaries={f"{DEGRADED}/*": "max", f"{HIGHEST}/*": "max"},
         summary=_counts(plan, recorded) | _found(plan, primary),
         pictures=pictures,
         tables=tables,
@@ -87,6 +89,7 @@ def _config(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
     model = facts.get("model") or {}
     values = {
         "sweep": plan.name,
+        "sweep_id": plan.sweep_id,
         "model": model.get("name") or plan.setting("model", "name"),
         "revision": model.get("revision"),
         "plan": facts.get("plan"),
@@ -103,7 +106,7 @@ def _tables(plan: Plan, effects: pd.DataFrame, samples: bool) -> tuple[dict[str,
         rest = [name for name in effects if name not in first and name not in REST and name != "trial_id"]
         order = [*first, *rest, *(name for name in REST if name in effects), "trial_id"]
         ranked = effects.sort_values("percent", ascending=False, kind="stable") if "percent" in effects else effects
-        tables["tables/effects"] = _rows(ranked[order], plan if samples else None)
+        tables[EFFECTS] = _rows(ranked[order], plan if samples else None)
         notes.append(thinned("effects", len(effects), WHOLE, TABLE_ROWS))
     for name in ("heads", "comparisons"):
         frame = _frame(plan.run_dir / f"{name}.parquet")
@@ -148,9 +151,9 @@ def _windows(primary: pd.DataFrame) -> list[dict[str, float]]:
     for (_, _), part in sorted(heads.groupby(["t_start", "t_end"]), key=lambda found: timestep(found[1].iloc[0])):
         row = {"timestep": float(timestep(part.iloc[0]))}
         for (dataset, ablation), found in part.groupby(["dataset", "ablation"], sort=False):
-            row[f"degraded heads/{dataset}/{ablation}"] = float((found["verdict"] == "degraded").sum())
+            row[f"{DEGRADED}/{dataset}/{ablation}"] = float((found["verdict"] == "degraded").sum())
             if found["percent"].notna().any():
-                row[f"highest percent/{dataset}/{ablation}"] = float(found["percent"].max())
+                row[f"{HIGHEST}/{dataset}/{ablation}"] = float(found["percent"].max())
         history.append(row)
     return history
 
