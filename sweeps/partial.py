@@ -115,16 +115,16 @@ def write_partial_report(directory: RunDirectory, current: Callable[[], bool] = 
 
 def marked(page: str, standing: Standing | None) -> str:
     """The page, which says at its top that it is of an unfinished sweep."""
-    body = re.search(r"<body[^>]*>", page)
-    assert body is not None, "a page has a body"
+    begins = re.search(r"<body[^>]*>(.*?<header[^>]*>)?", page, re.DOTALL)
+    assert begins is not None, "a page has a body"
     failed = f", {standing.failed:,} failed," if standing and standing.failed else ""
     share = f"{standing.done:,} of {standing.trials:,} trials{failed}" if standing else "some of the trials"
     note = (
-        f'\n<p id="unfinished" role="status"><strong>Partial report: {share} were finished when it was written.'
-        "</strong> Estimates and verdicts are provisional: a trial may see further images, and the correction is over "
-        "all trials. The report of the whole sweep takes the place of this one.</p>"
+        f'\n<p id="unfinished" class="partial" role="status"><strong>Partial report: {share} were finished when it was '
+        "written.</strong> Estimates and verdicts are provisional: a trial may see further images, and the correction "
+        "is over all trials. The report of the whole sweep takes the place of this one.</p>"
     )
-    return page[: body.end()] + note + page[body.end() :]
+    return page[: begins.end()] + note + page[begins.end() :]
 
 
 def mirrored(directory: RunDirectory, scratch: Path) -> RunDirectory:

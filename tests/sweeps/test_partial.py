@@ -78,7 +78,9 @@ def test_a_report_that_is_late_is_not_published(unfinished: RunDirectory, monkey
     assert main(str(unfinished.path), str(os.getpid())) == 0, "this process is not its own parent"
     assert page.read_text() == "the final one"
     assert main(str(unfinished.path), str(os.getppid())) == 0
-    assert page.read_text().startswith('<body>\n<p id="unfinished" role="status"><strong>Partial report: ')
+    assert page.read_text().startswith(
+        '<body>\n<p id="unfinished" class="partial" role="status"><strong>Partial report: '
+    )
 
 
 def test_what_goes_wrong_is_said_in_one_line(unfinished: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
