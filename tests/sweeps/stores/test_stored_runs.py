@@ -25,12 +25,10 @@ def test_a_sweep_is_in_the_store_and_goes_on_from_there(
     undisturbed: RunDirectory,
     measured: list[str],
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
+    quick_report: None,
 ) -> None:
     server: S3Server | None = request.getfixturevalue("server") if place.root.startswith("s3:") else None
-    if server is None:
-        monkeypatch.setattr("sweeps.driver.write_report", a_page)  # the real one once is enough
     assert execute(sweep()) == 0
     out = capsys.readouterr().out
     asked = list(server.requests) if server is not None else []
@@ -50,7 +48,6 @@ def test_a_sweep_is_in_the_store_and_goes_on_from_there(
     if asked:
         assert_few_requests(asked, len(stored))
 
-    monkeypatch.setattr("sweeps.driver.write_report", a_page)
     measured.clear()
     assert execute(sweep()) == 0, "the same machine again"
     machine("b")
