@@ -37,8 +37,8 @@ REPORTING = (3.0, 0.0025)
 TRACKED_RUN = 0.046
 """Seconds of a processor for a W&B run, while others measure."""
 
-TRACKING = (1.5, 0.0008)
-"""Seconds of logging at the end, and a trial more."""
+TRACKING = (2.0, 0.023)
+"""Seconds of logging at the end, and a W&B run more, which is written again with its verdict."""
 
 ROUND = 0.5
 """Seconds at the end of a round in which some workers wait for the last one."""
@@ -239,7 +239,7 @@ def usual(setting: Setting, trials: int) -> Pace:
         starting=(RAY + setting.loading if setting.ray else 0.0) + ROWS_PROBE,
         aggregating=AGGREGATING * trials,
         reporting=REPORTING[0] + REPORTING[1] * trials,
-        tracking=TRACKING[0] + TRACKING[1] * trials,
+        tracking=TRACKING[0] + TRACKING[1] * setting.runs,
         source="the reference machine",
     )
 
