@@ -40,12 +40,12 @@ def check(content: bytes) -> None:
     begins = content.rfind(_MARK, 0, max(0, content.rfind(_MARK)))
     if begins < 0:
         if _MARK in content:
-            raise Damaged("half of a seal")
+            raise Damaged("it has half of a seal")
         return
     ends = begins + len(_BLANK)
     found = _digest(content[:begins], _BLANK, content[ends:])
     if content[begins:ends] != _sealed_by(found):
-        raise Damaged("the seal is that of other bytes")
+        raise Damaged("its seal is that of other bytes")
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -84,9 +84,12 @@ def read_parquet(source: Path, columns: list[str] | None = None) -> pa.Table:
     """
     Raises:
         OSError: it is not there.
-        Damaged: as ``parquet_table`` says.
+        Damaged: as ``parquet_table`` says; names the file.
     """
-    return parquet_table(source.read_bytes(), columns)
+    try:
+        return parquet_table(source.read_bytes(), columns)
+    except Damaged as error:
+        raise Damaged(f"{source} is damaged, or was edited ({error})") from error
 
 
 def yaml_bytes(plain: dict[str, Any]) -> bytes:

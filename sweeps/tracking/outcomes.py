@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+from sweeps.seals import Damaged, read_parquet
 
 COLUMNS = ("percent", "ci_low", "ci_high", "p", "q", "d_z", "n", "verdict", "stopped")
 
@@ -30,9 +30,8 @@ class Outcomes:
     @classmethod
     def read(cls, run_dir: Path, metric: str) -> Outcomes:
         try:
-            # No partitioning: a run directory called `lr=3` is not a column.
-            return cls(pq.read_table(run_dir / "effects.parquet", partitioning=None).to_pandas(), metric)
-        except (OSError, pa.ArrowException):
+            return cls(read_parquet(run_dir / "effects.parquet").to_pandas(), metric)
+        except (OSError, Damaged):
             return cls(pd.DataFrame(), metric)
 
     @cached_property

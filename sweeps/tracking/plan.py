@@ -11,10 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import yaml
-
 from sweeps.phases import COMPARED
+from sweeps.seals import read_parquet, yaml_value
 
 Axes = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -35,8 +33,8 @@ class Plan:
 
     @classmethod
     def read(cls, run_dir: Path) -> Plan:
-        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")) or {}
-        rows = pq.read_table(run_dir / "trials.parquet", partitioning=None).to_pylist()
+        config = yaml_value((run_dir / "config.yaml").read_bytes()) or {}
+        rows = read_parquet(run_dir / "trials.parquet").to_pylist()
         return cls(run_dir, config, {row["trial_id"]: row for row in rows})
 
     @property

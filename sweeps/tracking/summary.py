@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
+from sweeps.seals import json_object, read_parquet
 from sweeps.tracking import artifacts
 from sweeps.tracking.contents import TABLE_ROWS, Bars, Picture, Rows, RunContent
 from sweeps.tracking.maps import maps, strongest_lines, with_axes
@@ -180,8 +179,7 @@ def _counts(plan: Plan, recorded: int) -> dict[str, Any]:
 
 
 def _frame(path: Path) -> pd.DataFrame:
-    # No partitioning: a run directory called `lr=3` is not a column.
-    return pq.read_table(path, partitioning=None).to_pandas() if path.is_file() else pd.DataFrame()
+    return read_parquet(path).to_pandas() if path.is_file() else pd.DataFrame()
 
 
 def _rows(frame: pd.DataFrame, pictured: Plan | None = None) -> Rows:
@@ -202,4 +200,4 @@ def _rows(frame: pd.DataFrame, pictured: Plan | None = None) -> Rows:
 
 def _facts(plan: Plan) -> dict[str, Any]:
     path = plan.run_dir / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json_object(path.read_bytes()) if path.is_file() else {}
