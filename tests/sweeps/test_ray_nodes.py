@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
 Configure = Callable[..., Config]
 PATIENCE = 300.0
 GRID = ("stats=sequential", "stats.first=4", "stats.batch=2")
+HAS_CLIENT = importlib.util.find_spec("grpc") is not None
 TOKEN = "a-secret-of-this-test-and-of-nobody-else"
 
 
@@ -176,6 +179,33 @@ def test_a_search_on_a_machine_of_its_own(
     assert_same_effects(found, here)
     assert sorted(s.name for s in found.samples.glob("*.png")) == sorted(s.name for s in here.samples.glob("*.png"))
     nodes.remove_node(node)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not HAS_CLIENT, reason="ray:// needs what ray[client] installs, which this environment lacks")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray leaves two log files open
+@pytest.mark.usefixtures("nodes")
+def test_a_driver_outside_of_the_cluster(
+    configure: Configure, inline: RunDirectory, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through ray://, with nothing in common with the cluster but that port."""
+    from ray.cluster_utils import Cluster
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    monkeypatch.setattr(schedule, "packed", elsewhere)
+    address = ("cluster=ray", f"cluster.address=ray://127.0.0.1:{port}", "cluster.workers=1")
+    try:
+        assert execute(configure(*GRID, *address)) == 0
+    finally:
+        cluster.shutdown()
+    found = only_run(tmp_path / "runs")
+    assert found.recorded() == inline.recorded()
+    assert_same_effects(found, inline)
+    assert len(list((cache / "circuit-sweep").glob("*/*"))) >= 2, "model and pictures were sent"
 
 
 @pytest.mark.soak
