@@ -47,8 +47,8 @@ def program(words: list[str]) -> list[str]:
 
 def check_launch(arguments: list[str]) -> None:
     flags = [word for word in arguments if word.startswith("-")]
-    if "--config-dir" in flags or "--hydra-help" in flags:
-        return  # what is composed is elsewhere
+    if {"--config-dir", "--hydra-help", "-sc"} & set(flags):
+        return  # what is composed is elsewhere, or nothing is
     settings = [word for word in arguments if not word.startswith("-")]
     if flags and flags[-1] in ("--cfg", "--shell-completion", "-c", "--package", "-p", "--info", "-i"):
         settings = [word for word in settings if "=" in word]  # "--cfg job"
