@@ -45,7 +45,10 @@ def _figure(cells: pd.DataFrame, title: str, metric: str) -> dict[str, Any]:
     parts = {STRONGEST: strongest} | {name: cells[cells["window"] == name] for name in windows}
     if len(parts) == 2 or len(rows) * len(columns) * len(parts) > CELLS:
         parts = {STRONGEST: strongest}
-    limit = float(np.ceil(max(1.0, cells["percent"].abs().max())))
+    # A whole layer may do ten times what a head does: on one scale all heads would look alike.
+    scaled = cells[cells["head"] >= 0] if heads else cells
+    limit = float(np.ceil(max(1.0, scaled["percent"].abs().max())))
+    note = "* degraded, by its verdict" + ("; colours end at the strongest head" if -1 in columns and heads else "")
     names = [f"head {head}" if head >= 0 else "all" for head in columns]
     data = [
         _trace(part, rows, columns, name == STRONGEST)
@@ -56,7 +59,7 @@ def _figure(cells: pd.DataFrame, title: str, metric: str) -> dict[str, Any]:
         {"label": name, "method": "update", "args": [{"visible": [other == name for other in parts]}]} for name in parts
     ]
     layout: dict[str, Any] = {
-        "title": {"text": f"{title}: percent degradation of {metric}<br><sub>* degraded, by its verdict</sub>"},
+        "title": {"text": f"{title}: percent degradation of {metric}<br><sub>{note}</sub>"},
         "xaxis": {"type": "category", "side": "bottom"},
         "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
         "margin": {"l": 40, "r": 20, "t": 90, "b": 40},

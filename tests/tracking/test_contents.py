@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
+from sweeps.tracking.maps import maps
 from sweeps.tracking.measured import RecordIndex
 from sweeps.tracking.outcomes import Outcomes
 from sweeps.tracking.plan import Plan
@@ -338,3 +340,16 @@ def test_a_bad_measurement_leaves_only_its_number_out(run_dir):
     assert content.history[0]["edge/percent"] == pytest.approx(100 * (math.sqrt(6) - 1))
     assert content.summary["dead/baseline"] == 0
     assert "dead/percent" not in content.history[0]
+
+
+def test_a_whole_layer_does_not_wash_out_the_map_of_its_heads():
+    cell = {"dataset": "a", "protocol": "denoise", "ablation": "zero", "layer": "mid", "layer_index": 0, "q": 0.5}
+    cell |= {"window": "t9-0", "t_start": 9, "ci_low": 0.0, "ci_high": 0.0, "verdict": "negligible"}
+    heads = [{**cell, "level": "head", "head": head, "percent": percent} for head, percent in enumerate([3.0, -7.5])]
+    layer = {**cell, "level": "layer", "head": -1, "percent": 90.0}
+    (figure,) = maps(Plan(Path(), {}, {}), pd.DataFrame([*heads, layer])).values()
+    (trace,) = figure["data"]
+    assert (trace["z"], trace["x"]) == ([[3.0, -7.5, 90.0]], ["head 0", "head 1", "all"])
+    assert (trace["zmin"], trace["zmax"]) == (-8.0, 8.0)
+    (alone,) = maps(Plan(Path(), {}, {}), pd.DataFrame([layer])).values()
+    assert alone["data"][0]["zmax"] == 90.0
