@@ -96,6 +96,7 @@ def compare_runs(chosen: RunConfig) -> str:
     comparison.create()
     target = comparison.path
     comparison.write_frame(target / "comparisons.parquet", table)
+    comparison.write_frame(target / "images.parquet", image_ratios(match, a, b, pairings, metric))
     facts = {
         "schema_version": SCHEMA_VERSION,
         "a": _about(a),
@@ -207,14 +208,7 @@ def _contrasted(
     log_margin = float(np.log1p(margin))
     for key, part in _by_pairing(cells):
         units = pairings[key]
-        g_a = _columns(a.gains[metric].of(part["trial_a"].tolist()), units.a)
-        g_b = _columns(b.gains[metric].of(part["trial_b"].tolist()), units.b)
-        if units.paired:
-            gone = np.isnan(g_a) | np.isnan(g_b)
-            g_a, g_b = np.where(gone, np.nan, g_a), np.where(gone, np.nan, g_b)
-        if key[2] == "denoise" and (a.stops_early or b.stops_early):
-            # When a trial stopped depends on its values, so only the first looks, which every trial has, are compared.
-            g_a, g_b = _complete(g_a), _complete(g_b)
+        g_a, g_b = _compared(part, key, units, a, b, metric)
         sizes = np.stack([np.count_nonzero(~np.isnan(g), axis=1) for g in (g_a, g_b)], axis=1)
         for n_a, n_b in np.unique(sizes[(sizes >= 2).all(axis=1)], axis=0):
             rows = np.flatnonzero((sizes == (n_a, n_b)).all(axis=1))
@@ -229,6 +223,41 @@ def _contrasted(
                     **{f"mean_{side}": own.mean_log_ratio, f"low_{side}": own.log_low, f"high_{side}": own.log_high}
                 )
             yield pd.concat([part.iloc[rows].reset_index(drop=True), found.assign(paired=units.paired)], axis=1)
+
+
+def image_ratios(
+    match: CellMatch, a: ComparedRun, b: ComparedRun, pairings: Mapping[PairingKey, UnitMatch], metric: str
+) -> pd.DataFrame:
+    """What the comparison of each cell rests on: g of every unit in a and in b, side by side where they are paired."""
+    rows = []
+    for key, part in _by_pairing(_measured(match, a, b, metric)):
+        g_a, g_b = _compared(part, key, pairings[key], a, b, metric)
+        rows += [
+            {
+                "trial_a": trial_a,
+                "trial_b": trial_b,
+                "paired": pairings[key].paired,
+                "a": _known(left),
+                "b": _known(right),
+            }
+            for trial_a, trial_b, left, right in zip(part["trial_a"], part["trial_b"], g_a, g_b, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["trial_a", "trial_b", "paired", "a", "b"])
+
+
+def _compared(
+    cells: pd.DataFrame, key: PairingKey, units: UnitMatch, a: ComparedRun, b: ComparedRun, metric: str
+) -> tuple[Float[np.ndarray, "cells n_a"], Float[np.ndarray, "cells n_b"]]:
+    """g in a and in b on the units that are compared, NaN elsewhere."""
+    g_a = _columns(a.gains[metric].of(cells["trial_a"].tolist()), units.a)
+    g_b = _columns(b.gains[metric].of(cells["trial_b"].tolist()), units.b)
+    if units.paired:
+        gone = np.isnan(g_a) | np.isnan(g_b)
+        g_a, g_b = np.where(gone, np.nan, g_a), np.where(gone, np.nan, g_b)
+    if key[2] == "denoise" and (a.stops_early or b.stops_early):
+        # When a trial stopped depends on its values, so only the first looks, which every trial has, are compared.
+        g_a, g_b = _complete(g_a), _complete(g_b)
+    return g_a, g_b
 
 
 def _paired(a: Float[np.ndarray, "cells n"], b: Float[np.ndarray, "cells n"], margin: float) -> pd.DataFrame:
@@ -350,6 +379,10 @@ def _complete(g: Float[np.ndarray, "cells units"]) -> Float[np.ndarray, "cells s
 
 def _dense(g: Float[np.ndarray, "cells units"], n: int) -> Float[np.ndarray, "cells n"]:
     return g[~np.isnan(g)].reshape(len(g), int(n))
+
+
+def _known(g: Float[np.ndarray, " units"]) -> Float[np.ndarray, " known"]:
+    return g[~np.isnan(g)].astype(np.float32)
 
 
 def _units(directory: RunDirectory, config: Mapping[str, Any]) -> dict[str, Units]:

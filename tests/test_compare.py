@@ -70,6 +70,25 @@ def test_paired_cells_agree_with_a_paired_t_interval_and_exact_sign_flips(tmp_pa
     assert {"what": "model.revision", "a": "r1", "b": "r2"} in facts["differences"]
 
 
+def test_the_values_of_images_are_kept_as_they_were_compared(tmp_path, rng):
+    """Side by side where the images are the same, though the runs have them in another order; apart otherwise."""
+    g_a, g_b = rng.normal(0.1, 0.3, (2, 12)), rng.normal(0.3, 0.3, (2, 12))
+    order = rng.permutation(12)
+    names = [f"image-{i}" for i in range(12)]
+    write_run(tmp_path / "a", [Cell(g, head=head) for head, g in enumerate(g_a)], images={"natural": names})
+    shuffled = {"natural": [names[i] for i in order]}
+    write_run(tmp_path / "b", [Cell(g[order], head=head) for head, g in enumerate(g_b)], images=shuffled)
+    table, _ = compared(tmp_path)
+    images = pd.read_parquet(tmp_path / "compare-a-b" / "images.parquet").set_index("trial_a").loc[table["trial_a"]]
+    assert images["paired"].all()
+    for row, a, b in zip(images.itertuples(), measured(g_a), measured(g_b), strict=True):
+        place = [int(np.argmin(abs(a - value))) for value in row.a]
+        assert sorted(place) == list(range(12))
+        np.testing.assert_allclose(row.a, a[place], rtol=1e-5)
+        np.testing.assert_allclose(row.b, b[place], rtol=1e-5)
+    np.testing.assert_allclose([np.mean(row.b - row.a) for row in images.itertuples()], table["estimate"], rtol=1e-4)
+
+
 def test_pairing_is_worth_what_the_units_share(tmp_path, rng):
     """A shift of .05 under a spread of 1 between images: certain in pairs, invisible between other images."""
     shared = rng.normal(0, 1, 40)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
@@ -13,6 +14,7 @@ from sweeps.records import publish
 from sweeps.report import wording
 from sweeps.report.cell_grid import grid_axes
 from sweeps.report.compared import SETTLED, VERDICTS, Comparison, read_comparison
+from sweeps.report.comparison_application import MAX_CELLS, comparison_application, windows_of
 from sweeps.report.comparison_plots import effects_of_both, strongest
 from sweeps.report.drawing import Drawing
 from sweeps.report.heatmap import Legend, heatmap
@@ -20,29 +22,7 @@ from sweeps.report.tables import Number, number
 from sweeps.report.template import embedded, fill
 from sweeps.report.theme import FIGURE_STYLE
 
-MAX_ROWS = 4_000  # of the table; the rest is in comparisons.parquet
 _STRONGEST_ROWS = 20
-
-
-@dataclass(frozen=True)
-class ContrastRow:
-    rank: int
-    trial_id: str
-    site: str
-    level: str
-    mode: str
-    window: str
-    window_order: int
-    dataset: str
-    in_a: Number
-    in_b: Number
-    difference: Number
-    ci_low: Number
-    ci_high: Number
-    p: Number
-    q: Number
-    n: str
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -68,19 +48,21 @@ def render(found: Comparison, figures: Path) -> str:
     """The page as text; writes the figures into the folder on the way."""
     facts, cells = found.facts, found.primary
     with matplotlib.rc_context(FIGURE_STYLE):
-        maps, both, most = draw_maps(found), draw_both(found), draw_strongest(found)
+        for drawing in draw_maps(found):  # on disk only: the page has its own maps
+            drawing.save(figures)
+        both, most = draw_both(found), draw_strongest(found)
     return fill(
         "comparison.html.j2",
+        data=comparison_application(found),
         names=found.names,
         facts=facts,
         findings=findings(found),
         counts=_counts(cells),
         looks=VERDICTS,
         total=len(cells),
-        maps=embedded(maps, figures),
+        most_cells=MAX_CELLS,
         both=embedded(both, figures),
         strongest=embedded(most, figures),
-        rows=[_row(rank, cell) for rank, cell in enumerate(cells.head(MAX_ROWS).itertuples(), start=1)],
         metrics=[_metric(name, part) for name, part in found.cells.groupby("metric", sort=False)],
         pairings=[_pairing(pairing) for pairing in facts["pairings"]],
         any_paired=bool(cells["paired"].any()),
@@ -180,7 +162,7 @@ def _top(found: Comparison, dataset: str) -> str:
     top = next(here[here["verdict"].isin(SETTLED)].itertuples(), None)
     if top is None:
         return f"On {dataset}, no difference is certain."
-    where = f"{wording.site(top)} ({top.variant}, {_window(top)})"
+    where = f"{wording.site(top)} ({top.variant}, {windows_of(top)})"
     ratio = f"{wording.percent(top.percent)} against a ({wording.CONFIDENCE} CI {_percent(top.ci_low)} to "
     return (
         f"On {dataset}, the largest certain difference is {where}: {_percent(top.mean_a)} in a, {_percent(top.mean_b)} "
@@ -220,34 +202,6 @@ def _attribution(factors: list[str]) -> str:
     )
 
 
-def _row(rank: int, cell: Any) -> ContrastRow:
-    return ContrastRow(
-        rank=rank,
-        trial_id=str(cell.trial_id),
-        site=wording.site(cell),
-        level=cell.level,
-        mode=cell.variant,
-        window=_window(cell),
-        window_order=int(cell.window_index),
-        dataset=cell.data,
-        in_a=number(_percent_value(cell.mean_a), wording.percent),
-        in_b=number(_percent_value(cell.mean_b), wording.percent),
-        difference=number(cell.percent, wording.percent),
-        ci_low=number(_percent_value(cell.ci_low), wording.percent),
-        ci_high=number(_percent_value(cell.ci_high), wording.percent),
-        p=number(cell.p, wording.probability),
-        q=number(cell.q, wording.probability),
-        n=f"{int(cell.n_a)}" if cell.paired else f"{int(cell.n_a)}, {int(cell.n_b)}",
-        verdict=cell.verdict,
-    )
-
-
-def _window(cell: Any) -> str:
-    text = wording.window(cell)
-    other = f"t {wording.number(cell.t_start_b)}–{wording.number(cell.t_end_b)}"
-    return text if text == other else f"{text} → {other}"
-
-
 def _metric(name: str, cells: pd.DataFrame) -> MetricCount:
     middle = number(_percent_value(float(cells["estimate"].median())), wording.percent)
     return MetricCount(str(name), len(cells), _counts(cells), middle)
@@ -268,7 +222,7 @@ def _pairing(pairing: dict[str, Any]) -> dict[str, str]:
 
 def _tooltip(cell: Any) -> str:
     return (
-        f"{wording.site(cell)} · {cell.variant} · {_window(cell)} · {cell.data}\n"
+        f"{wording.site(cell)} · {cell.variant} · {windows_of(cell)} · {cell.data}\n"
         f"a {_percent(cell.mean_a)}, b {_percent(cell.mean_b)}; b over a {wording.percent(cell.percent)} "
         f"({wording.interval(_percent_value(cell.ci_low), _percent_value(cell.ci_high))})\n"
         f"{cell.verdict}, q = {wording.probability(cell.q)}"
@@ -276,7 +230,8 @@ def _tooltip(cell: Any) -> str:
 
 
 def _percent_value(log_ratio: float) -> float:
-    return 100 * math.expm1(log_ratio)
+    with np.errstate(over="ignore"):
+        return float(100 * np.expm1(log_ratio))
 
 
 def _percent(log_ratio: float) -> str:

@@ -1,12 +1,15 @@
 """The page: everything above, put into the template."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sweeps.records import publish
 from sweeps.report import wording
+from sweeps.report.application import run_application
 from sweeps.report.controls import Controls, control_sentences, floor_sentence, read_controls
+from sweeps.report.coverage import coverage
 from sweeps.report.drawing import Drawing
 from sweeps.report.figures import (
     draw_contrasts,
@@ -27,7 +30,6 @@ from sweeps.report.tables import comparison_rows, control_rows, failure_rows, me
 from sweeps.report.template import Figure, embedded, fill
 
 TOP_ROWS = 30
-MAX_ROWS = 4_000  # of the table of all trials; the rest is in effects.parquet
 SHOWN_COMPARISONS = 15
 MAX_COMPARISONS = 500
 MAX_FAILURES = 100
@@ -35,51 +37,61 @@ GROUPS = ("block", "stage")  # levels that have a name and no row in the heatmap
 MAX_CONTROLLED = 200  # heads worse than a random subspace; the rest is in comparisons.parquet
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write report/index.html and report/figures/ from the files of a run directory; return the path of the page."""
+def write_report(run_dir: Path, figures: bool = True) -> Path:
+    """Write report/index.html and report/figures/ from the files of a run directory; return the path of the page.
+
+    Args:
+        figures: also draw those of the sections below the explorer, which takes most of the time; while a sweep runs,
+            a page without them can be written more often.
+    """
     run = read_run(run_dir)
     folder = run.path / "report"
     folder.mkdir(exist_ok=True)
-    page = render(run, folder / "figures")
+    page = render(run, folder / "figures" if figures else None)
     path = folder / "index.html"
     publish(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 
 
-def render(run: ReportedRun, figures: Path) -> str:
-    """The page as text; writes the figures into the folder on the way."""
+def render(run: ReportedRun, figures: Path | None) -> str:
+    """The page as text; draws figures into the folder on the way, none without one."""
 
-    def shown(drawings: list[Drawing]) -> list[Figure]:
-        return embedded(drawings, figures)
+    def shown(draw: Callable[..., list[Drawing]], *inputs: Any) -> list[Figure]:
+        return [] if figures is None else embedded(draw(*inputs), figures)
 
-    rows = trial_rows(run.cells)
     is_head = run.cells["level"] == "head"
     metrics, other_metrics = metric_rows(run)
     controls = read_controls(run)
     profiled = read_profiled(run)
+    application = run_application(run, profiled, controls)
+    covered = coverage(run)
+    if figures is not None:  # on disk only: the page has its own map
+        for drawing in draw_heatmaps(run):
+            drawing.save(figures)
     return fill(
         "index.html.j2",
+        data=None if application is None else application.data,
         title=_title(run),
         lead=_lead(run),
         brief=_brief(run),
         facts=_facts(run),
         layers=_layers(run),
-        data=_data(run),
+        data_sets=_data_sets(run),
         findings=key_findings(run),
         counts=verdict_counts(run.cells),
         verdicts=VERDICTS,
         paper=None if profiled is None else paper_section(run, profiled),
-        profile_figures=shown(draw_profiles(profiled)),
-        heatmaps=shown(draw_heatmaps(run)),
-        forest=shown(draw_forest(run)),
-        evidence=shown(draw_evidence(run)),
-        resolution=shown(draw_resolution(run)),
-        contrasts=shown(draw_contrasts(run)),
+        profile_figures=shown(draw_profiles, profiled),
+        forest=shown(draw_forest, run),
+        evidence=shown(draw_evidence, run),
+        resolution=shown(draw_resolution, run),
+        contrasts=shown(draw_contrasts, run),
         top_heads=trial_rows(run.cells[is_head].head(TOP_ROWS)),
         top_others=trial_rows(run.cells[~is_head].head(TOP_ROWS // 2)),
-        rows=rows[:MAX_ROWS],
-        row_count=len(rows),
-        tally=tally(run) if rows else [],
+        application=application,
+        partial=covered.sentence if covered.partial else "",
+        row_count=len(run.cells),
+        tally=tally(run) if len(run.cells) else [],
         gallery=sample_gallery(run),
         metrics=metrics,
         other_metrics=other_metrics if len(metrics) > 1 else [],
@@ -88,7 +100,7 @@ def render(run: ReportedRun, figures: Path) -> str:
         comparison_count=len(run.data_set_contrasts),
         contrast_images=_contrast_images(run),
         controls=None if controls is None else _controls(run, controls),
-        control_figures=shown(draw_controls(run, controls)),
+        control_figures=shown(draw_controls, run, controls),
         failures=failure_rows(run)[:MAX_FAILURES],
         failure_count=len(run.failures),
         method=_method(run),
@@ -187,7 +199,7 @@ def _layers(run: ReportedRun) -> list[tuple[str, str]]:
     return [(f"L{int(trial.layer_index)}", str(trial.layer)) for trial in named.itertuples()]
 
 
-def _data(run: ReportedRun) -> list[dict[str, str]]:
+def _data_sets(run: ReportedRun) -> list[dict[str, str]]:
     described = mapping(run.run.get("data"))
     rows = []
     for name in run.trials["dataset"].drop_duplicates():

@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, MISSING, chromium
 from fake_run import FakeSweep, write_fake_run
 
 from sweeps.report import write_report
@@ -16,6 +17,15 @@ def fake_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def report(fake_run) -> Path:
     return write_report(fake_run)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests of a process; each page has a context of its own."""
+    if BROWSER is None:
+        pytest.skip(MISSING)
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

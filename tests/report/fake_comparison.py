@@ -47,9 +47,24 @@ def write_fake_comparison(
         )  # fmt: skip
     path.mkdir(parents=True)
     table = pd.DataFrame(rows)
+    _images(table[table["metric"] == metrics[0]], rng).to_parquet(path / "images.parquet", index=False)
     table.to_parquet(path / "comparisons.parquet", index=False)
     (path / "compare.json").write_text(json.dumps(_facts(table, names, datasets, metrics, note)))
     return path
+
+
+def _images(cells: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """g image by image in both runs, with the means of the table."""
+    rows = []
+    for cell in cells.itertuples():
+        a, b = (rng.normal(0, 0.1, n).astype(np.float32) for n in (cell.n_a, cell.n_b))
+        rows.append(
+            {
+                "trial_a": cell.trial_a, "trial_b": cell.trial_b, "paired": cell.paired,
+                "a": a - a.mean() + np.float32(cell.mean_a), "b": b - b.mean() + np.float32(cell.mean_b),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _facts(table: pd.DataFrame, names: tuple, datasets: tuple, metrics: tuple, note: str) -> dict:

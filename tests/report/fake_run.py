@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 from scipy import stats
@@ -70,13 +72,13 @@ def fake_trials(sweep: FakeSweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fake_effects(trials: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:
-    """Per-image log ratios, drawn; their summary, computed. A third of the heads do nothing."""
+def fake_gains(trials: pd.DataFrame, sweep: FakeSweep) -> dict[tuple[str, str], np.ndarray]:
+    """Per-image log ratios by trial and metric, drawn. A third of the heads do nothing."""
     rng = np.random.default_rng(sweep.seed)
     measured = trials[trials["protocol"] == sweep.protocols[0]]
     strength = rng.gamma(0.4, 0.1, (sweep.layers, sweep.heads, sweep.windows))
     strength *= (rng.random((sweep.layers, sweep.heads, 1)) > 0.35) * np.linspace(0.3, 1.7, sweep.windows)
-    rows = []
+    found = {}
     for trial in measured.itertuples():
         layer = strength[trial.layer_index, :, trial.window_index]
         true = layer.sum() if trial.head == -1 else layer[trial.head]
@@ -84,8 +86,12 @@ def fake_effects(trials: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:
         for metric in sweep.metrics:
             scale = 1.0 if metric == "noise_mse" else rng.uniform(0.2, 2)
             sample = rng.normal(scale * true + rng.normal(0, 0.002), 0.14 + 0.6 * true, IMAGES)
-            rows.append(_effect(trial.trial_id, metric, sample))
-    effects = pd.DataFrame(rows)
+            found[trial.trial_id, metric] = sample
+    return found
+
+
+def fake_effects(gains: dict[tuple[str, str], np.ndarray], sweep: FakeSweep) -> pd.DataFrame:
+    effects = pd.DataFrame([_effect(trial_id, metric, sample) for (trial_id, metric), sample in gains.items()])
     effects["q"] = effects.groupby("metric")["p"].transform(stats.false_discovery_control)
     effects["q_by"] = effects.groupby("metric")["p"].transform(lambda p: stats.false_discovery_control(p, method="by"))
     effects["verdict"] = [_verdict(row, sweep.stats["margin"]) for row in effects.itertuples()]
@@ -179,7 +185,9 @@ def write_fake_run(path: Path, sweep: FakeSweep | None = None) -> Path:
     sweep = sweep or FakeSweep()
     path.mkdir(parents=True, exist_ok=True)
     trials = fake_trials(sweep)
-    effects = fake_effects(trials, sweep)
+    gains = fake_gains(trials, sweep)
+    effects = fake_effects(gains, sweep)
+    write_records(path, trials, gains, sweep)
     trials.to_parquet(path / "trials.parquet")
     effects.to_parquet(path / "effects.parquet")
     fake_comparisons(trials, sweep).to_parquet(path / "comparisons.parquet")
@@ -202,6 +210,31 @@ def write_fake_run(path: Path, sweep: FakeSweep | None = None) -> Path:
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "run.json").write_text(json.dumps(fake_run_json(trials, effects, sweep), indent=1))
     return path
+
+
+def write_records(path: Path, trials: pd.DataFrame, gains: dict[tuple[str, str], np.ndarray], sweep: FakeSweep) -> None:
+    """One part. The baseline is the same for all trials of a data set and window, as in a sweep."""
+    (path / "records").mkdir(exist_ok=True)
+    rng = np.random.default_rng(sweep.seed + 3)
+    place = trials.set_index("trial_id")[["dataset", "window_index"]]
+    drawn: dict[tuple, np.ndarray] = {}
+    baselines = []
+    for trial_id, metric in gains:
+        key = (*place.loc[trial_id], metric)
+        drawn.setdefault(key, rng.lognormal(-3, 0.4, IMAGES).astype(np.float32))
+        baselines.append(drawn[key])
+    baseline, g = np.concatenate(baselines), np.concatenate(list(gains.values()))
+    names = [np.repeat([key[part] for key in gains], IMAGES) for part in (0, 1)]
+    table = pa.table(
+        {
+            "trial_id": names[0],
+            "unit": np.tile(np.arange(IMAGES, dtype=np.int32), len(gains)),
+            "metric": names[1],
+            "baseline": baseline,
+            "ablated": (baseline * np.exp(g)).astype(np.float32),
+        }
+    )
+    pq.write_table(table, path / "records" / "lease-00000000.parquet")
 
 
 def write_samples(path: Path, trials: pd.DataFrame, effects: pd.DataFrame, sweep: FakeSweep) -> None:

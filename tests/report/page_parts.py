@@ -52,6 +52,8 @@ class PageParts(HTMLParser):
             self._cell = None
 
     def handle_data(self, data):
+        if self._inside and self._inside[-1] in ("script", "style"):
+            return
         self.text.append(data)
         if self._cell is not None:
             self._cell.text += data

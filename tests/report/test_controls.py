@@ -72,7 +72,7 @@ def test_no_control_is_shown_as_an_ablation(small_run, run, page):
     before = PageParts(write_report(small_run).read_text(encoding="utf-8"))
     controls, text = controls_of(run), page.read_text(encoding="utf-8")
     after = PageParts(text)
-    for caption in ("Heads: the strongest", "All trials", "Verdicts by mode", "Percent degradation on every metric"):
+    for caption in ("Heads: the strongest", "Verdicts by mode", "Percent degradation on every metric"):
         shown, known = after.table(caption), before.table(caption)
         assert [[cell.text for cell in row] for _, row in shown.rows] == [
             [cell.text for cell in row] for _, row in known.rows

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 import yaml
-from fake_run import FakeSweep, fake_effects, fake_trials
+from fake_run import FakeSweep, fake_effects, fake_gains, fake_trials
 
 from sweeps.records import RunDirectoryError
 from sweeps.report import wording
@@ -60,7 +60,7 @@ def test_cells_are_the_primary_metric_of_one_protocol_strongest_first(small_run)
     rewrite(small_run / "effects.parquet", with_a_sample_trial)
     cells = read_run(small_run).cells
     sweep = FakeSweep(layers=2, heads=3, windows=2, modes=("zero", "mean"))
-    expected = fake_effects(fake_trials(sweep), sweep).query("metric == 'noise_mse'")
+    expected = fake_effects(fake_gains(fake_trials(sweep), sweep), sweep).query("metric == 'noise_mse'")
     assert set(cells["trial_id"]) == set(expected["trial_id"])
     assert set(cells["protocol"]) == {"denoise"}
     degraded = cells["verdict"] == "degraded"
