@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,20 @@ from circuits.naming import nearest
 from circuits.seeds import numpy_generator
 from circuits.statistics import bh, effects, equivalence_test, hierarchical_fdr, signflip_test, two_way_contrast
 from sweeps.aggregate import COMPARISON_COLUMNS, TESTED
+from sweeps.compared_gains import (
+    ComparedRun,
+    PairingKey,
+    by_pairing,
+    columns_of,
+    compared_gains,
+    complete,
+    image_ratios,
+    measured_cells,
+)
 from sweeps.config import ConfigError, RunConfig
 from sweeps.contrasts import contrasts, permutations_for
 from sweeps.differences import differences, factors
-from sweeps.gains import Gains, read_gains
-from sweeps.matching import CROSSABLE, CellMatch, disagreement, match_cells
+from sweeps.matching import CellMatch, disagreement, match_cells
 from sweeps.places import fetch, names_at, run_at
 from sweeps.records import SCHEMA_VERSION, RunDirectory, RunDirectoryError, publish_bytes
 from sweeps.report.comparison_page import write_comparison_page
@@ -36,40 +43,7 @@ CELL_COLUMNS = [
 ]  # fmt: skip
 """What the comparisons.parquet of a comparison has besides: the cell, and its effects in both runs."""
 
-PairingKey = tuple[str, str, str]
-"""Data set in a, data set in b, protocol."""
-
 _NAME_LETTERS = 90
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """A run as far as a comparison needs it."""
-
-    directory: RunDirectory
-    trials: pd.DataFrame
-    config: dict[str, Any]
-    facts: dict[str, Any]
-    units: dict[str, Units]
-
-    @property
-    def name(self) -> str:
-        return self.directory.path.name
-
-    @property
-    def stats(self) -> Mapping[str, Any]:
-        return self.config["stats"]
-
-    @property
-    def stops_early(self) -> bool:
-        return self.stats.get("statistic", "none") != "none"
-
-    @cached_property
-    def gains(self) -> dict[str, Gains]:
-        found = read_gains(self.directory, self.trials["trial_id"].tolist(), TESTED)
-        if not found:
-            raise RunDirectoryError(f"{self.directory.where} has no measurements of its planned trials yet")
-        return found
 
 
 def compare_runs(chosen: RunConfig) -> str:
@@ -203,12 +177,12 @@ def _contrasted(
     margin: float,
 ) -> Iterator[pd.DataFrame]:
     """The cells of a metric, in groups that have one way of pairing and one number of units."""
-    cells = _measured(match, a, b, metric)
+    cells = measured_cells(match, a, b, metric)
     permutations = permutations_for(len(cells), alpha) if metric == primary else 0
     log_margin = float(np.log1p(margin))
-    for key, part in _by_pairing(cells):
+    for key, part in by_pairing(cells):
         units = pairings[key]
-        g_a, g_b = _compared(part, key, units, a, b, metric)
+        g_a, g_b = compared_gains(part, key, units, a, b, metric)
         sizes = np.stack([np.count_nonzero(~np.isnan(g), axis=1) for g in (g_a, g_b)], axis=1)
         for n_a, n_b in np.unique(sizes[(sizes >= 2).all(axis=1)], axis=0):
             rows = np.flatnonzero((sizes == (n_a, n_b)).all(axis=1))
@@ -223,41 +197,6 @@ def _contrasted(
                     **{f"mean_{side}": own.mean_log_ratio, f"low_{side}": own.log_low, f"high_{side}": own.log_high}
                 )
             yield pd.concat([part.iloc[rows].reset_index(drop=True), found.assign(paired=units.paired)], axis=1)
-
-
-def image_ratios(
-    match: CellMatch, a: ComparedRun, b: ComparedRun, pairings: Mapping[PairingKey, UnitMatch], metric: str
-) -> pd.DataFrame:
-    """What the comparison of each cell rests on: g of every unit in a and in b, side by side where they are paired."""
-    rows = []
-    for key, part in _by_pairing(_measured(match, a, b, metric)):
-        g_a, g_b = _compared(part, key, pairings[key], a, b, metric)
-        rows += [
-            {
-                "trial_a": trial_a,
-                "trial_b": trial_b,
-                "paired": pairings[key].paired,
-                "a": _known(left),
-                "b": _known(right),
-            }
-            for trial_a, trial_b, left, right in zip(part["trial_a"], part["trial_b"], g_a, g_b, strict=True)
-        ]
-    return pd.DataFrame(rows, columns=["trial_a", "trial_b", "paired", "a", "b"])
-
-
-def _compared(
-    cells: pd.DataFrame, key: PairingKey, units: UnitMatch, a: ComparedRun, b: ComparedRun, metric: str
-) -> tuple[Float[np.ndarray, "cells n_a"], Float[np.ndarray, "cells n_b"]]:
-    """g in a and in b on the units that are compared, NaN elsewhere."""
-    g_a = _columns(a.gains[metric].of(cells["trial_a"].tolist()), units.a)
-    g_b = _columns(b.gains[metric].of(cells["trial_b"].tolist()), units.b)
-    if units.paired:
-        gone = np.isnan(g_a) | np.isnan(g_b)
-        g_a, g_b = np.where(gone, np.nan, g_a), np.where(gone, np.nan, g_b)
-    if key[2] == "denoise" and (a.stops_early or b.stops_early):
-        # When a trial stopped depends on its values, so only the first looks, which every trial has, are compared.
-        g_a, g_b = _complete(g_a), _complete(g_b)
-    return g_a, g_b
 
 
 def _paired(a: Float[np.ndarray, "cells n"], b: Float[np.ndarray, "cells n"], margin: float) -> pd.DataFrame:
@@ -301,16 +240,16 @@ def over_heads(
     match: CellMatch, a: ComparedRun, b: ComparedRun, pairings: Mapping[PairingKey, UnitMatch], metric: str
 ) -> list[dict[str, Any]]:
     """A claim about the heads together: heads and images are both resampled, each head the mean of its cells."""
-    cells = _measured(match, a, b, metric)
+    cells = measured_cells(match, a, b, metric)
     found = []
-    for key, part in _by_pairing(cells[cells["level"] == "head"]):
+    for key, part in by_pairing(cells[cells["level"] == "head"]):
         units = pairings[key]
         head = part.groupby(["layer_index", "head", "stream"]).ngroup().to_numpy()
-        g_a = _columns(a.gains[metric].of(part["trial_a"].tolist()), units.a)
-        g_b = _columns(b.gains[metric].of(part["trial_b"].tolist()), units.b)
+        g_a = columns_of(a.gains[metric].of(part["trial_a"].tolist()), units.a)
+        g_b = columns_of(b.gains[metric].of(part["trial_b"].tolist()), units.b)
         if units.paired:
             g_a, g_b = np.zeros((len(part), 2)), g_b - g_a
-        g_a, g_b = _complete(g_a), _complete(g_b)
+        g_a, g_b = complete(g_a), complete(g_b)
         if head.max() < 1 or min(g_a.shape[1], g_b.shape[1]) < 2:
             continue
         heads_a, heads_b = (np.stack([g[head == i].mean(axis=0) for i in np.unique(head)]) for g in (g_a, g_b))
@@ -325,21 +264,8 @@ def over_heads(
     return found
 
 
-def _measured(match: CellMatch, a: ComparedRun, b: ComparedRun, metric: str) -> pd.DataFrame:
-    """The matched cells measured on a metric in both runs, with the axes of b also where they are those of a."""
-    cells = match.cells
-    there = cells["trial_a"].isin(a.gains[metric].trial_ids) & cells["trial_b"].isin(b.gains[metric].trial_ids)
-    axes = [axis for columns in CROSSABLE.values() for axis in columns]
-    return cells.assign(**{f"{axis}_b": cells[axis] for axis in axes if f"{axis}_b" not in cells})[there]
-
-
-def _by_pairing(cells: pd.DataFrame) -> Iterator[tuple[PairingKey, pd.DataFrame]]:
-    for key, part in cells.groupby(["dataset", "dataset_b", "protocol"], sort=False):
-        yield (str(key[0]), str(key[1]), str(key[2])), part
-
-
 def _pairings(match: CellMatch, a: ComparedRun, b: ComparedRun, metric: str) -> Iterator[tuple[PairingKey, UnitMatch]]:
-    for key, _ in _by_pairing(match.cells.assign(dataset_b=match.cells.get("dataset_b", match.cells["dataset"]))):
+    for key, _ in by_pairing(match.cells.assign(dataset_b=match.cells.get("dataset_b", match.cells["dataset"]))):
         units_a, units_b = a.units[key[0]], b.units[key[1]]
         if key[2] == "sample":
             seeds = max(g.g.shape[1] for run in (a, b) for g in run.gains.values())
@@ -365,24 +291,8 @@ def _pairing(key: PairingKey, units: UnitMatch) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _columns(g: Float[np.ndarray, "cells units"], units: np.ndarray) -> Float[np.ndarray, "cells wanted"]:
-    """These units, NaN where a run never measured so many."""
-    missing = int(units.max(initial=-1)) + 1 - g.shape[1]
-    padded = np.pad(g, ((0, 0), (0, missing)), constant_values=np.nan) if missing > 0 else g
-    return padded[:, units]
-
-
-def _complete(g: Float[np.ndarray, "cells units"]) -> Float[np.ndarray, "cells shared"]:
-    """The units that every cell has."""
-    return g[:, ~np.isnan(g).any(axis=0)]
-
-
 def _dense(g: Float[np.ndarray, "cells units"], n: int) -> Float[np.ndarray, "cells n"]:
     return g[~np.isnan(g)].reshape(len(g), int(n))
-
-
-def _known(g: Float[np.ndarray, " units"]) -> Float[np.ndarray, " known"]:
-    return g[~np.isnan(g)].astype(np.float32)
 
 
 def _units(directory: RunDirectory, config: Mapping[str, Any]) -> dict[str, Units]:

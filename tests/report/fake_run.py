@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 from scipy import stats
+
+from sweeps.records import MEASUREMENTS, RunDirectory
 
 METRICS = ("noise_mse", "x0_mse", "edge", "high_frequency", "luminance", "structure")
 IMAGES = 64
@@ -234,7 +235,7 @@ def write_records(path: Path, trials: pd.DataFrame, gains: dict[tuple[str, str],
             "ablated": (baseline * np.exp(g)).astype(np.float32),
         }
     )
-    pq.write_table(table, path / "records" / "lease-00000000.parquet")
+    RunDirectory(path).write_part("lease", table.cast(MEASUREMENTS))
 
 
 def write_samples(path: Path, trials: pd.DataFrame, effects: pd.DataFrame, sweep: FakeSweep) -> None:

@@ -6,7 +6,7 @@ const LABEL = 30; // room for the names of layers
 const HEAD_LABEL = 15;
 const LAYERS_SHOWN = 48;
 const MOST_CELLS = 12000;
-const CELL = { least: 13, leastOnPhone: 15, most: 23 };
+const CELL = { least: 13, leastOnPhone: 14, most: 23 };
 
 class Heatmap {
   // pick(id, pushed): a cell was chosen. turn(page): other layers are wanted.
