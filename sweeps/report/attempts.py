@@ -1,5 +1,6 @@
 """Parts of a page, each made on its own: a table that does not hold what it should costs its part, not the page."""
 
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -24,7 +25,9 @@ class Attempts:
     def make(self, part: str, otherwise: T, make: Callable[P, T], *inputs: P.args, **options: P.kwargs) -> T:
         """What `make` gives; `otherwise` where its inputs do not allow that. Numbers out of range make no noise."""
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                for noise in (RuntimeWarning, UserWarning):
+                    warnings.simplefilter("ignore", noise)
                 return make(*inputs, **options)
         except _MISFITS as error:
             reason = " ".join(str(error).split())[:_LETTERS]

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sweeps.records import RunDirectoryError
+from sweeps.report.printable import all_printable
+from sweeps.report.reported_run import tidied
 
 VERDICTS = {"more": "degraded", "less": "improved", "same": "negligible", "undecided": "inconclusive"}
 """The verdicts of a comparison, and those of a run whose colours they have."""
@@ -51,8 +53,8 @@ def read_comparison(path: Path) -> Comparison:
         RunDirectoryError: a file is missing.
     """
     try:
-        facts = json.loads((path / "compare.json").read_text(encoding="utf-8"))
-        cells = pd.read_parquet(path / "comparisons.parquet")
+        facts = all_printable(json.loads((path / "compare.json").read_text(encoding="utf-8")))
+        cells = tidied(pd.read_parquet(path / "comparisons.parquet"))
     except OSError as error:
         raise RunDirectoryError(f"{path} holds no comparison: {error}") from error
     starts = sorted(cells["t_start"].unique(), reverse=True)
@@ -68,10 +70,15 @@ def read_comparison(path: Path) -> Comparison:
             data=_crossed(cells["dataset"], cells["dataset_b"]),
             variant=mode + " " + strength if several else mode,
             window_index=cells["t_start"].map({start: index for index, start in enumerate(starts)}),
-            percent=100 * np.expm1(cells["estimate"]),
+            percent=_percent(cells["estimate"]),
             trial_id=cells["trial_a"],
         ),
     )
+
+
+def _percent(log_ratios: pd.Series) -> pd.Series:
+    with np.errstate(over="ignore"):
+        return 100 * np.expm1(log_ratios)
 
 
 def _crossed(a: pd.Series, b: pd.Series) -> pd.Series:

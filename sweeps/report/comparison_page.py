@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from sweeps.records import publish
 from sweeps.report import wording
+from sweeps.report.attempts import Attempts
 from sweeps.report.cell_grid import grid_axes
 from sweeps.report.compared import SETTLED, VERDICTS, Comparison, read_comparison
 from sweeps.report.comparison_application import MAX_CELLS, comparison_application, windows_of
@@ -19,7 +20,7 @@ from sweeps.report.comparison_plots import effects_of_both, strongest
 from sweeps.report.drawing import Drawing
 from sweeps.report.heatmap import Legend, heatmap
 from sweeps.report.tables import Number, number
-from sweeps.report.template import embedded, fill
+from sweeps.report.template import Figure, embedded, fill
 from sweeps.report.theme import FIGURE_STYLE
 
 _STRONGEST_ROWS = 20
@@ -47,30 +48,39 @@ def write_comparison_page(path: Path) -> Path:
 def render(found: Comparison, figures: Path) -> str:
     """The page as text; writes the figures into the folder on the way."""
     facts, cells = found.facts, found.primary
+    attempts = Attempts()
+    nothing: list[Figure] = []
     with matplotlib.rc_context(FIGURE_STYLE):
-        for drawing in draw_maps(found):  # on disk only: the page has its own maps
-            drawing.save(figures)
-        both, most = draw_both(found), draw_strongest(found)
+        attempts.make("maps in report/figures", None, _save_maps, found, figures)
+        both = attempts.make("scatter of both runs", nothing, lambda: embedded(draw_both(found), figures))
+        most = attempts.make("largest differences", nothing, lambda: embedded(draw_strongest(found), figures))
     return fill(
         "comparison.html.j2",
-        data=comparison_application(found),
+        data=attempts.make("explorer", None, comparison_application, found),
         names=found.names,
         facts=facts,
-        findings=findings(found),
+        findings=attempts.make("findings", [], findings, found),
         counts=_counts(cells),
         looks=VERDICTS,
         total=len(cells),
         most_cells=MAX_CELLS,
-        both=embedded(both, figures),
-        strongest=embedded(most, figures),
-        metrics=[_metric(name, part) for name, part in found.cells.groupby("metric", sort=False)],
+        both=both,
+        strongest=most,
+        metrics=attempts.make("metrics", [], _metrics, found),
         pairings=[_pairing(pairing) for pairing in facts["pairings"]],
         any_paired=bool(cells["paired"].any()),
         any_independent=not bool(cells["paired"].all()),
         margin=f"{100 * facts['margin']:g}",
         alpha=f"{100 * facts['alpha']:g}",
+        lost=attempts.lost,
         families=f"{len(cells.drop_duplicates(['layer_index', 'window_index'])):,}",
     )
+
+
+def _save_maps(found: Comparison, figures: Path) -> None:
+    """On disk only: the page has its own maps."""
+    for drawing in draw_maps(found):
+        drawing.save(figures)
 
 
 def findings(found: Comparison) -> list[str]:
@@ -200,6 +210,10 @@ def _attribution(factors: list[str]) -> str:
     return (
         f"The runs differ in {wording.listing(factors)}: a difference between them cannot be put down to one of these."
     )
+
+
+def _metrics(found: Comparison) -> list[MetricCount]:
+    return [_metric(name, part) for name, part in found.cells.groupby("metric", sort=False)]
 
 
 def _metric(name: str, cells: pd.DataFrame) -> MetricCount:

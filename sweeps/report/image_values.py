@@ -76,7 +76,9 @@ def read_baselines(
 
     Where trials of a group disagree by more than rounding (parts from different machines), it is NaN too.
     """
-    found = {m: np.full((max(groups.values()) + 1, width), np.nan, np.float32) for m, width in widths.items()}
+    shapes = {metric: (max(groups.values()) + 1, width) for metric, width in widths.items()}
+    least = {metric: np.full(shape, np.inf, np.float32) for metric, shape in shapes.items()}
+    most = {metric: np.full(shape, -np.inf, np.float32) for metric, shape in shapes.items()}
     for table in directory.tables():
         for batch in table.to_batches():
             trial, metric = batch.column("trial_id"), batch.column("metric")
@@ -84,18 +86,13 @@ def read_baselines(
             group, units = of_trial[trial.indices.to_numpy()], batch.column("unit").to_numpy()
             codes, baseline = metric.indices.to_numpy(), batch.column("baseline").to_numpy()
             for code, name in enumerate(metric.dictionary.to_pylist()):
-                if name in found:
-                    here = (codes == code) & (group >= 0) & (units < widths[name])
-                    _agree(found[name], group[here], units[here], baseline[here])
-    return {metric: np.where(np.isinf(values), np.nan, values) for metric, values in found.items()}
-
-
-def _agree(known: np.ndarray, group: np.ndarray, units: np.ndarray, values: np.ndarray) -> None:
-    """Fill in; infinite where two values differ."""
-    before = known[group, units]
-    fits = np.isnan(before) | np.isclose(before, values, rtol=1e-3, atol=0)
-    known[group, units] = np.where(np.isnan(before), values, before)
-    known[group[~fits], units[~fits]] = np.inf
+                if name in shapes:
+                    here = np.flatnonzero((codes == code) & (group >= 0) & (units < widths[name]))
+                    np.minimum.at(least[name], (group[here], units[here]), baseline[here])
+                    np.maximum.at(most[name], (group[here], units[here]), baseline[here])
+    return {
+        name: np.where(np.isclose(least[name], most[name], rtol=1e-3, atol=0), least[name], np.nan) for name in shapes
+    }
 
 
 def _prefixes(measured: Gains, ids: Sequence[str]) -> Float32[np.ndarray, "trials units"]:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sweeps.records import publish
 from sweeps.report import wording
 from sweeps.report.application import run_application
+from sweeps.report.attempts import Attempts
 from sweeps.report.controls import Controls, control_sentences, floor_sentence, read_controls
 from sweeps.report.coverage import coverage
 from sweeps.report.drawing import Drawing
@@ -25,7 +28,7 @@ from sweeps.report.profile_figures import draw_profiles
 from sweeps.report.profiled import read_profiled
 from sweeps.report.registration import margin, most_images, registration
 from sweeps.report.reported_run import VERDICTS, ReportedRun, mapping, read_run
-from sweeps.report.samples import sample_gallery
+from sweeps.report.samples import Gallery, sample_gallery
 from sweeps.report.tables import comparison_rows, control_rows, failure_rows, metric_rows, tally, trial_rows
 from sweeps.report.template import Figure, embedded, fill
 
@@ -47,7 +50,8 @@ def write_report(run_dir: Path, figures: bool = True) -> Path:
     run = read_run(run_dir)
     folder = run.path / "report"
     folder.mkdir(exist_ok=True)
-    page = render(run, folder / "figures" if figures else None)
+    with np.errstate(all="ignore"):
+        page = render(run, folder / "figures" if figures else None)
     path = folder / "index.html"
     publish(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
@@ -56,58 +60,69 @@ def write_report(run_dir: Path, figures: bool = True) -> Path:
 def render(run: ReportedRun, figures: Path | None) -> str:
     """The page as text; draws figures into the folder on the way, none without one."""
 
-    def shown(draw: Callable[..., list[Drawing]], *inputs: Any) -> list[Figure]:
-        return [] if figures is None else embedded(draw(*inputs), figures)
+    attempts = Attempts()
+    attempt = attempts.make
 
-    is_head = run.cells["level"] == "head"
-    metrics, other_metrics = metric_rows(run)
-    controls = read_controls(run)
-    profiled = read_profiled(run)
-    application = run_application(run, profiled, controls)
-    covered = coverage(run)
+    def shown(part: str, draw: Callable[..., list[Drawing]], *inputs: Any) -> list[Figure]:
+        nothing: list[Figure] = []
+        if figures is None:
+            return nothing
+        return attempt(part, nothing, lambda: embedded(draw(*inputs), figures))
+
     if figures is not None:  # on disk only: the page has its own map
-        for drawing in draw_heatmaps(run):
-            drawing.save(figures)
+        attempt("maps in report/figures", None, _save, draw_heatmaps, run, figures)
+    is_head = run.cells["level"] == "head"
+    metrics, other_metrics = attempt("other metrics", ([], []), metric_rows, run)
+    controls = attempt("controls", None, read_controls, run)
+    profiled = attempt("profiles", None, read_profiled, run)
+    application = attempt("explorer", None, run_application, run, profiled, controls)
+    covered = coverage(run)
     return fill(
         "index.html.j2",
         data=None if application is None else application.data,
         title=_title(run),
-        lead=_lead(run),
-        brief=_brief(run),
-        facts=_facts(run),
-        layers=_layers(run),
+        lead=attempt("summary", "", _lead, run),
+        brief=attempt("summary", [], _brief, run),
+        facts=attempt("facts", [], _facts, run),
+        layers=attempt("layers", [], _layers, run),
         data_sets=_data_sets(run),
-        findings=key_findings(run),
+        findings=attempt("findings", [], key_findings, run),
         counts=verdict_counts(run.cells),
         verdicts=VERDICTS,
-        paper=None if profiled is None else paper_section(run, profiled),
-        profile_figures=shown(draw_profiles, profiled),
-        forest=shown(draw_forest, run),
-        evidence=shown(draw_evidence, run),
-        resolution=shown(draw_resolution, run),
-        contrasts=shown(draw_contrasts, run),
-        top_heads=trial_rows(run.cells[is_head].head(TOP_ROWS)),
-        top_others=trial_rows(run.cells[~is_head].head(TOP_ROWS // 2)),
+        paper=None if profiled is None else attempt("paper", None, paper_section, run, profiled),
+        profile_figures=shown("figures of profiles", draw_profiles, profiled),
+        forest=shown("forest plot", draw_forest, run),
+        evidence=shown("figures of evidence", draw_evidence, run),
+        resolution=shown("figures of resolution", draw_resolution, run),
+        contrasts=shown("figures of data sets", draw_contrasts, run),
+        top_heads=attempt("ranking", [], trial_rows, run.cells[is_head].head(TOP_ROWS)),
+        top_others=attempt("ranking", [], trial_rows, run.cells[~is_head].head(TOP_ROWS // 2)),
         application=application,
         partial=covered.sentence if covered.partial else "",
         row_count=len(run.cells),
-        tally=tally(run) if len(run.cells) else [],
-        gallery=sample_gallery(run),
+        tally=attempt("tally", [], tally, run) if len(run.cells) else [],
+        gallery=attempt("samples", Gallery({}, 0, 0), sample_gallery, run),
         metrics=metrics,
         other_metrics=other_metrics if len(metrics) > 1 else [],
-        comparisons=comparison_rows(run, MAX_COMPARISONS),
+        comparisons=attempt("contrasts", [], comparison_rows, run, MAX_COMPARISONS),
         shown_comparisons=SHOWN_COMPARISONS,
         comparison_count=len(run.data_set_contrasts),
-        contrast_images=_contrast_images(run),
-        controls=None if controls is None else _controls(run, controls),
-        control_figures=shown(draw_controls, run, controls),
-        failures=failure_rows(run)[:MAX_FAILURES],
+        contrast_images=attempt("contrasts", "", _contrast_images, run),
+        controls=None if controls is None else attempt("controls", None, _controls, run, controls),
+        control_figures=shown("figures of controls", draw_controls, run, controls),
+        failures=attempt("failures", [], failure_rows, run)[:MAX_FAILURES],
         failure_count=len(run.failures),
         method=_method(run),
         registered=registration(run),
         stops_early=run.stops_early,
         stats=run.stats,
+        lost=list(dict.fromkeys(attempts.lost)),
     )
+
+
+def _save(draw: Callable[[ReportedRun], list[Drawing]], run: ReportedRun, folder: Path) -> None:
+    for drawing in draw(run):
+        drawing.save(folder)
 
 
 def _title(run: ReportedRun) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from sweeps import comparison_names as names
 from sweeps.records import RunDirectory
 from sweeps.report import wording
-from sweeps.report.reported_run import ReportedRun
+from sweeps.report.reported_run import ReportedRun, tidied
 
 TYPES = (
     "edge", "texture", "semantic_part", "symmetry", "positional", "global_context", "local_detail", "luminance",
@@ -212,8 +212,8 @@ def read_profiled(run: ReportedRun) -> Profiled | None:
         return None
     directory = RunDirectory(run.path)
     tables = [run.path / "profiles" / name for name in ("maps.parquet", "sets.parquet")]
-    maps, sets = (directory.read_frame(table) if table.is_file() else pd.DataFrame() for table in tables)
-    return Profiled(directory.read_frame(directory.heads), maps, sets, run.comparisons, run.stats.alpha)
+    maps, sets = (tidied(directory.read_frame(table)) if table.is_file() else pd.DataFrame() for table in tables)
+    return Profiled(tidied(directory.read_frame(directory.heads)), maps, sets, run.comparisons, run.stats.alpha)
 
 
 def _split(groups: pd.Series) -> dict[str, pd.Series]:

@@ -13,7 +13,7 @@ from sweeps.comparison_names import DATA_SET_CONTRAST
 from sweeps.mode_names import mode_names
 from sweeps.phases import COMPARED
 from sweeps.records import RunDirectory, RunDirectoryError
-from sweeps.report.printable import printable
+from sweeps.report.printable import all_printable, printable
 
 VERDICTS = ("degraded", "improved", "negligible", "inconclusive")
 CALLED = ("degraded", "improved")  # the verdicts that are claims of an effect
@@ -97,7 +97,8 @@ class ReportedRun:
         per_image = self.diagnostics[self.diagnostics["metric"] == self.stats.metric].drop(columns="metric")
         joined = joined.merge(per_image, on="trial_id", how="left", validate="one_to_one")
         most = joined["images"] if self.stops_early else joined["n"]
-        order = joined.assign(called=joined["verdict"] == "degraded", most=most.astype(int))
+        most = pd.to_numeric(most, errors="coerce").where(lambda images: images >= joined["n"], joined["n"])
+        order = joined.assign(called=joined["verdict"] == "degraded", most=most.clip(upper=2**31).astype(int))
         order = order.sort_values(["called", "mean_log_ratio"], ascending=False, kind="stable")
         return order.drop(columns="called").reset_index(drop=True)
 
@@ -134,9 +135,9 @@ def read_run(path: Path) -> ReportedRun:
     missing = [file.name for file in required if not file.is_file()]
     if missing:
         raise RunDirectoryError(f"no report without {', '.join(missing)} in {directory.path}")
-    config = mapping(directory.read_config())
-    trials = _table(directory.trials, TRIAL_COLUMNS)
-    effects = _table(directory.effects, EFFECT_COLUMNS)
+    config = mapping(all_printable(directory.read_config()))
+    trials = _table(directory.trials, TRIAL_COLUMNS).drop_duplicates("trial_id")
+    effects = _table(directory.effects, EFFECT_COLUMNS).drop_duplicates(["trial_id", "metric"])
     phase = trials["phase"] if "phase" in trials else pd.Series("grid", index=trials.index)
     is_control, compared = phase == "control", phase.isin(COMPARED)
     stats = _stats(mapping(config.get("stats")), trials)
@@ -145,12 +146,12 @@ def read_run(path: Path) -> ReportedRun:
     return ReportedRun(
         path=directory.path,
         config=config,
-        run=mapping(directory.read_run()),
+        run=mapping(all_printable(directory.read_run())),
         trials=_with_variant(trials[~compared]),
         controls=_named_controls(trials[is_control]),
         effects=effects if "stopped" in effects else effects.assign(stopped=None),
         comparisons=_optional(directory.comparisons, COMPARISON_COLUMNS),
-        diagnostics=_optional(directory.diagnostics, DIAGNOSTIC_COLUMNS),
+        diagnostics=_optional(directory.diagnostics, DIAGNOSTIC_COLUMNS).drop_duplicates(["trial_id", "metric"]),
         failures=_optional(directory.failures, FAILURE_COLUMNS),
         stats=stats,
     )
@@ -161,9 +162,14 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     absent = [column for column in columns if column not in table]
     if absent:
         raise RunDirectoryError(f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(table.columns)}")
+    return tidied(table)
+
+
+def tidied(table: pd.DataFrame) -> pd.DataFrame:
+    """Without infinite numbers, which have no place in a figure, as NaN has none; and with printable texts."""
     for name, kind in table.dtypes.items():
         if pd.api.types.is_float_dtype(kind):
-            table[name] = table[name].replace([math.inf, -math.inf], math.nan)  # no place in a figure, as none has NaN
+            table[name] = table[name].replace([math.inf, -math.inf], math.nan)
         elif not pd.api.types.is_numeric_dtype(kind):
             table[name] = table[name].map(printable, na_action="ignore")
     return table
@@ -213,7 +219,7 @@ def _with_variant(trials: pd.DataFrame) -> pd.DataFrame:
     text = text.where(~trials["level"].isin(["block", "stage"]), trials["layer"])
     stream = trials["stream"].fillna("").astype(object)
     stream = stream if stream.nunique() > 1 else ""
-    return trials.assign(variant=variant, sites=text.astype(object), stream=stream)
+    return trials.assign(variant=variant, sites=text.astype(object).map(printable), stream=stream)
 
 
 def _named_controls(controls: pd.DataFrame) -> pd.DataFrame:

@@ -141,7 +141,8 @@ def fake_comparisons(trials: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:
                 "n_b": IMAGES,
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["name", "metric", "group", "estimate", "ci_low", "ci_high", "p", "q", "n_a", "n_b"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def fake_diagnostics(trials: pd.DataFrame, effects: pd.DataFrame, sweep: FakeSweep) -> pd.DataFrame:

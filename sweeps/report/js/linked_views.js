@@ -84,6 +84,7 @@ class LinkedViews {
     const only = (...names) => changed && changed.every((name) => names.includes(name));
     if (only("at")) return;
     if (only("pick", "at")) {
+      this.turnToPick();
       this.showPick();
       return;
     }
@@ -133,12 +134,16 @@ class LinkedViews {
     this.filters.show(rows.length, measured.length);
   }
 
+  // To the layers of a newly picked row, where the map shows others.
+  turnToPick() {
+    const row = this.picked;
+    if (!row || !this.layers.includes(row.layer) || this.map.shows(row.id)) return;
+    this.state.values.layers = "";
+    this.drawMap();
+  }
+
   showPick(table = true) {
     const row = this.picked;
-    if (row && this.layers.includes(row.layer) && !this.map.shows(row.id)) {
-      this.state.values.layers = "";
-      this.drawMap();
-    }
     this.map.mark(row ? row.id : null);
     if (table) this.table.mark(row ? row.id : null);
     this.detail.show(row, this.metric);
