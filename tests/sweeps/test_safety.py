@@ -180,14 +180,15 @@ def test_a_run_directory_is_shared_if_its_lock_is_the_same(tmp_path: Path) -> No
 
 @pytest.mark.run
 def test_no_secret_of_the_environment_is_in_any_file_or_line(settings: list[str], tmp_path: Path) -> None:
-    """A whole sweep with logins in its environment: keys of W&B, of the hub, of Ray and of a cloud."""
+    """A whole sweep with logins in its environment, of W&B, the hub, Ray and a cloud, and one in its command line."""
     tokens = {
         name: secrets.token_hex(20)
         for name in ("WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD")
     }
     chosen = [o for o in settings if not o.startswith("tracker=")]
     ended = launch_process(
-        *chosen, "sweep.windows=1", f"run.root={tmp_path / 'runs'}", "tracker=wandb", cwd=tmp_path, timeout=180,
+        *chosen, "sweep.windows=1", f"run.root={tmp_path / 'runs'}", "tracker=wandb",
+        f"+hydra.job.env_set.A_PASSWORD={tokens['MY_PASSWORD']}", cwd=tmp_path, timeout=180,
         HOME=str(tmp_path / "home"), **tokens,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -202,6 +203,7 @@ def test_no_secret_of_the_environment_is_in_any_file_or_line(settings: list[str]
     assert "api_key" not in (directory.path / "config.yaml").read_text().lower()
     assert set(yaml.safe_load(directory.config.read_text())) <= set(schema_keys())
     assert "environ" not in json.loads(directory.run.read_text())
+    assert directory.read_run()["command"].endswith("'+hydra.job.env_set.A_PASSWORD=***'")
 
 
 ADDRESSES = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from sweeps.follower import Follower
 from sweeps.tracking import open_tracker, track_from_records
 from tests.tracking.runs import OFFLINE, UNITS, Seen, folders, ids, ledger, make_run, record, trial_folder
 
@@ -79,3 +80,14 @@ def test_a_sweep_does_not_wait_for_its_log(run_dir, monkeypatch):
         tracker.trial_done(trial)
     assert tracker.follow_once() == 0
     assert (tracker.finish().logged, len(folders(run_dir, "trial"))) == (2, 2)
+
+
+def test_a_sweep_that_ends_early_lets_go_of_the_run(run_dir):
+    """Interrupted, or without a Ray cluster there: the next one may log. Bytes that are no text are no line."""
+    follower = Follower(run_dir, OFFLINE)
+    with follower:
+        pass
+    (run_dir / "tracking.jsonl").write_bytes(b"\xff\xfe{\n")
+    second = Follower(run_dir, OFFLINE)
+    with second:
+        assert "in use" not in second.finish()
