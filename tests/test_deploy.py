@@ -266,4 +266,4 @@ def test_versions_and_users_agree_with_image_and_pins() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert "--uid 10001 sweep" in dockerfile
     assert re.search(r"^USER sweep$", dockerfile, re.MULTILINE)
-    assert "ray[tune]>=2.50" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "ray[client,tune]>=2.50" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]

@@ -182,7 +182,7 @@ def test_a_search_on_a_machine_of_its_own(
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not HAS_CLIENT, reason="ray:// needs what ray[client] installs, which this environment lacks")
+@pytest.mark.skipif(not HAS_CLIENT, reason="ray[client] is not installed")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray leaves two log files open
 @pytest.mark.usefixtures("nodes")
 def test_a_driver_outside_of_the_cluster(
