@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,19 +28,24 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def nav_pages() -> set[str]:
-    text = (DOCS / "site" / "mkdocs.yml").read_text()
-    return set(re.findall(r"([\w/]+\.md)", text))
+def test_every_page_is_built_and_in_the_menu(site: Path) -> None:
+    """Also one that mkdocs.yml does not place."""
+    start = (site / "index.html").read_text()
+    for page in DOCS.rglob("*.md"):
+        if "site" not in page.parts:
+            built = page.relative_to(DOCS).with_suffix(".html")
+            assert (site / built).is_file()
+            assert built.as_posix() == "index.html" or f'href="{built.as_posix()}"' in start, f"{built} is in no menu"
 
 
-def test_every_page_is_in_the_menu() -> None:
-    there = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "site" not in page.parts}
-    assert nav_pages() == there
-
-
-def test_every_page_is_built(site: Path) -> None:
-    for page in nav_pages():
-        assert (site / page).with_suffix(".html").is_file()
+def test_pages_that_are_placed_nowhere_come_last(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.md", "b.md", "deep/c.md", "z.md"):
+        (tmp_path / name).write_text("# Page\n")
+    hook = runpy.run_path(str(DOCS / "site" / "menu.py"))["on_config"]
+    menu = [{"A": "a.md"}, {"Deep": [{"C": "deep/c.md"}]}]
+    assert hook({"docs_dir": str(tmp_path), "nav": list(menu)})["nav"] == [*menu, {"More": ["b.md", "z.md"]}]
+    assert hook({"docs_dir": str(tmp_path), "nav": ["a.md", "b.md", "deep/c.md", "z.md"]})["nav"][-1] == "z.md"
 
 
 def test_the_reference_is_made_of_the_docstrings(site: Path) -> None:
