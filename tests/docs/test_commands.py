@@ -14,6 +14,8 @@ from sweeps.composition import register
 from tests.docs.pages import PAGES, ROOT, Block, blocks, prose, shell_lines
 
 MULTIRUN = ("--multirun", "-m")
+ASKING = ("--cfg", "-c", "--info", "-i", "--package", "-p")
+ELSEWHERE = {"--config-dir", "-cd", "--hydra-help", "--shell-completion", "-sc"}
 BLOCKS = [block for page in PAGES for language in ("", "bash", "sh", "console") for block in blocks(page, language)]
 COMMANDS = [
     (block, line)
@@ -46,13 +48,12 @@ def program(words: list[str]) -> list[str]:
 
 
 def check_launch(arguments: list[str]) -> None:
-    flags = [word for word in arguments if word.startswith("-")]
-    if {"--config-dir", "--hydra-help", "-sc"} & set(flags):
-        return  # what is composed is elsewhere, or nothing is
-    settings = [word for word in arguments if not word.startswith("-")]
-    if flags and flags[-1] in ("--cfg", "--shell-completion", "-c", "--package", "-p", "--info", "-i"):
-        settings = [word for word in settings if "=" in word]  # "--cfg job"
-    problem = launch._problem(settings, multirun=bool(set(flags) & set(MULTIRUN)))
+    flags = {word.partition("=")[0] for word in arguments if word.startswith("-")}
+    if flags & ELSEWHERE:
+        return  # what is composed is in the user's own files, or nothing is
+    asked = [place + 1 for place, word in enumerate(arguments) if word in ASKING]  # "--cfg job"
+    settings = [word for place, word in enumerate(arguments) if not word.startswith("-") and place not in asked]
+    problem = launch._problem(settings, multirun=bool(flags & set(MULTIRUN)))
     assert problem is None, problem
 
 
