@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sweeps.config import MIXED, ClusterConfig, ConfigError
+from sweeps.records import GaveOut
 
 _CONNECT_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # only leases and their outcomes travel
@@ -114,6 +115,7 @@ def _start_local(cluster: ClusterConfig, quiet: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: a worker is to have more GPUs than there are.
+        GaveOut: it does not start.
     """
     gpus = torch.cuda.device_count() if resolve_device(cluster.device) == "cuda" else None
     if gpus is not None and cluster.gpus_per_worker != "auto" and float(cluster.gpus_per_worker) > gpus:
@@ -141,6 +143,8 @@ def _start_local(cluster: ClusterConfig, quiet: dict[str, Any]) -> None:
             object_store_memory=_OBJECT_STORE_BYTES,
             **quiet,
         )
+    except Exception as error:  # Ray raises bare ones, where a busy machine takes longer than it waits, say
+        raise GaveOut(f"Ray does not start on this machine ({str(error).strip().split('.')[0]})") from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]

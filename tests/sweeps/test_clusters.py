@@ -222,3 +222,17 @@ def test_a_model_that_cannot_be_measured_ends_the_sweep_in_one_line(monkeypatch:
     monkeypatch.setattr("ray.get", refuse)
     with pytest.raises(GaveOut, match=r"^cluster\.gpus_per_worker: .*\(OutOfMemoryError: it does not fit\)$"):
         factory_on([GPU_NODE], monkeypatch, gpus_per_worker="auto")
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the soak on a machine that was busy tenfold."""
+    import ray
+
+    def never(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because some of the raylet\nx")
+
+    monkeypatch.setattr(ray, "init", never)
+    with pytest.raises(
+        GaveOut, match=r"^Ray does not start on this machine \(The current node timed out during startup\)$"
+    ):
+        clusters.connect(composed("cluster=local").cluster)
