@@ -7,7 +7,7 @@ ARGS ?=
 # Tests run in this many processes side by side, each with one thread; a file of tests stays in one.
 PROCESSES ?= 2
 
-.PHONY: sweep test lint types unit soak train bench clean install
+.PHONY: sweep test lint types unit soak train bench docs clean install
 
 sweep: $(STAMP)
 	$(BIN)/python launch.py sweep=full_ablation $(ARGS)
@@ -36,6 +36,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.work --json
 	$(BIN)/python -m benchmarks.speed --json
 	$(BIN)/python -m benchmarks.statistics --json
+
+# The site of docs/, in build/docs.
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 install: $(STAMP)
 
