@@ -11,7 +11,7 @@ from sweeps.report.cell_grid import WHOLE_LAYER
 from sweeps.report.columns import counts, floats, names, numbers
 from sweeps.report.controls import Controls
 from sweeps.report.head_views import head_views
-from sweeps.report.image_values import ImageValues, image_values
+from sweeps.report.image_values import BUDGET_BYTES, ImageValues, image_values
 from sweeps.report.profiled import Profiled
 from sweeps.report.reported_run import STOPPED, VERDICTS, ReportedRun
 from sweeps.report.sample_grids import SampleGrids, sample_grids
@@ -19,8 +19,8 @@ from sweeps.report.theme import BIN_EDGES, BIN_NAMES
 
 MAX_TRIALS = 30_000  # the strongest; the others are in effects.parquet
 MAX_EFFECTS = 60_000  # beyond that, only the primary metric
+MANY_TRIALS = 2_000  # beyond which samples and values of images have half the room, so that the page stays small
 SAMPLE_BYTES = 3_400_000
-LEAST_SAMPLE_BYTES = 400_000
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Application:
     notes: tuple[str, ...]
 
 
-def run_application(
-    run: ReportedRun, profiled: Profiled | None, controls: Controls | None, sample_bytes: int = SAMPLE_BYTES
-) -> Application | None:
+def run_application(run: ReportedRun, profiled: Profiled | None, controls: Controls | None) -> Application | None:
     """None where no trial has an effect yet."""
     trials = shown_trials(run)
     if trials.empty:
@@ -48,8 +46,9 @@ def run_application(
     effects = run.effects[run.effects["trial_id"].isin(trials["trial_id"])]
     metrics = [run.stats.metric, *sorted(set(effects["metric"].astype(str)) - {run.stats.metric})]
     listed = metrics if len(effects) <= MAX_EFFECTS else metrics[:1]
-    values = image_values(RunDirectory(run.path), trials, listed)
-    grids = sample_grids(run, trials, max(sample_bytes, LEAST_SAMPLE_BYTES))
+    share = 2 if len(trials) > MANY_TRIALS else 1
+    values = image_values(RunDirectory(run.path), trials, listed, BUDGET_BYTES // share)
+    grids = sample_grids(run, trials, SAMPLE_BYTES // share)
     data = {
         "kind": "run",
         "metric": run.stats.metric,

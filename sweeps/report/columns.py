@@ -34,7 +34,8 @@ def names(values: Iterable[Any], known: Iterable[str] = ()) -> Column:
     """Few different texts: each once, and a code for every row. `known` come first; nothing is an empty text."""
     texts = ["" if value is None or value != value else str(value) for value in values]
     codes = {name: code for code, name in enumerate(dict.fromkeys([*known, *texts]))}
-    return {"names": list(codes), "codes": numbers([codes[text] for text in texts], "u4")}
+    kind = "u1" if len(codes) <= 2**8 else "u2" if len(codes) <= 2**16 else "u4"
+    return {"names": list(codes), "codes": numbers([codes[text] for text in texts], kind)}
 
 
 def script_text(data: Any) -> Markup:

@@ -1,6 +1,6 @@
 // Typed columns as columns.py packs them.
 
-const ARRAYS = { f4: Float32Array, f8: Float64Array, i2: Int16Array, i4: Int32Array, u4: Uint32Array };
+const ARRAYS = { f4: Float32Array, f8: Float64Array, i2: Int16Array, i4: Int32Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array };
 
 function unpacked(column) {
   const text = atob(column.data);
