@@ -104,7 +104,7 @@ def write_partial_report(directory: RunDirectory, current: Callable[[], bool] = 
     with tempfile.TemporaryDirectory(prefix="partial-") as scratch:
         mirror = mirrored(directory, Path(scratch))
         aggregate(mirror)
-        page = marked(write_report(mirror.path).read_text(encoding="utf-8"), read_standing(directory))
+        page = marked(write_report(mirror.path, figures=False).read_text(encoding="utf-8"), read_standing(directory))
     if not current():
         return False
     folder = directory.path / "report"

@@ -55,7 +55,7 @@ def test_a_partial_report_says_so_and_leaves_nothing_but_the_page(unfinished: Ru
     assert page.index("Partial report") < page.index("<h1"), "before anything else"
 
 
-def quick_report(path: Path) -> Path:
+def quick_report(path: Path, figures: bool) -> Path:
     (path / "page.html").write_text("<body><h1>found</h1></body>")
     return path / "page.html"
 
