@@ -194,9 +194,12 @@ class Pool:
 
     def _hand_out(self) -> None:
         able = [worker for worker in self._workers if self._answered(worker) and not worker.leaving]
-        for _ in range(IN_FLIGHT):
+        # Beside a suspect nothing else is in flight: a worker that the next lease kills may take the answer of the one
+        # before with it, which would be blamed.
+        at_once = 1 if self._deaths else IN_FLIGHT
+        for _ in range(at_once):
             for index, worker in enumerate(able):
-                if self._leases and len(worker.flying) < IN_FLIGHT and (share := self._shares(able)[index]):
+                if self._leases and len(worker.flying) < at_once and (share := self._shares(able)[index]):
                     worker.hand(self._leases.take(worker.pace, share))
 
     def _shares(self, able: Sequence[_Worker]) -> list[int]:
@@ -246,9 +249,9 @@ class Pool:
         if deaths < _DEATHS_BEFORE_HALVING or (alone and deaths == _DEATHS_BEFORE_HALVING):
             self._leases.give_back(lease)
         elif alone:
-            failure = Failure(
-                lease.trials[0].trial_id, f"its worker died {deaths} times: {last_line(error)}", "", deaths
-            )
+            poison = lease.trials[0].trial_id
+            del self._deaths[poison]
+            failure = Failure(poison, f"its worker died {deaths} times: {last_line(error)}", "", deaths)
             yield lease, LeaseOutcome({}, (failure,), 0, 0.0)
         else:
             self._deaths |= {trial.trial_id: _DEATHS_BEFORE_HALVING - 1 for trial in lease.trials}

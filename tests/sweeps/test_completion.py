@@ -32,7 +32,7 @@ from tests.sweeps.tiny import ROOT, environment
         ("sweep.modes=[zero,me", ["sweep.modes=[zero,mean"]),
         ("sweep.modes=[zero,z", []),
         ("'sweep.levels=[head,bl", ["sweep.levels=[head,block"]),
-        ("cluster.device=", ["cluster.device=auto", "cluster.device=cpu", "cluster.device=cuda"]),
+        ("cluster.device=", [f"cluster.device={device}" for device in ("auto", "cpu", "cuda", "mixed")]),
         ("model.channels_last=t", ["model.channels_last=true"]),
         ("sweep.steps=", ["sweep.steps=10"]),
         ("sweep.steps=2", []),

@@ -141,7 +141,7 @@ def test_gpus_and_the_cpus_of_other_nodes_in_one_sweep(
 
     def when_all_are_up(self: pools.Pool) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not places and self.answered() < len(self._workers):
+        while not places and self.answered() < len(both):  # a machine that died before may still count as one
             assert time.monotonic() < deadline, "a worker has no place"
             time.sleep(0.1)
         places.append([process for node in both for process in workers_of(node)])

@@ -119,9 +119,9 @@ def test_an_interrupted_sequential_sweep_ends_with_the_same_effects(
 ) -> None:
     whole, broken = configure(*SEQUENTIAL, "run.name=whole"), configure(*SEQUENTIAL, "run.name=broken")
     assert execute(whole) == 0
-    from sweeps import driver
+    from sweeps import measuring
 
-    real, calls = driver.outcomes_of, [0]
+    real, calls = measuring.outcomes_of, [0]
 
     def cut(*arguments: object) -> object:
         for taken, outcome in enumerate(real(*arguments)):  # type: ignore[arg-type]
@@ -130,11 +130,11 @@ def test_an_interrupted_sequential_sweep_ends_with_the_same_effects(
                 calls[0] += 5
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver, "outcomes_of", cut)
+    monkeypatch.setattr(measuring, "outcomes_of", cut)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             execute(broken)
-    monkeypatch.setattr(driver, "outcomes_of", real)
+    monkeypatch.setattr(measuring, "outcomes_of", real)
     assert execute(broken) == 0
     left, right = (directory_of(config) for config in (whole, broken))
     assert_same_effects(left, right)
