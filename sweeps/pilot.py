@@ -22,7 +22,7 @@ from sweeps.run import LeaseOutcome, Runner, RunnerSpec
 
 BUDGET_SECONDS = 20.0
 GROUPS = 8  # leases of the grid that are tried, if the budget allows
-_TRIALS = 4  # of each
+_TRIALS = 8  # of each: with fewer, forwards of generated images have fewer rows than those of a sweep
 _IMAGES = 16  # of each trial
 _CROWD_SIZE = 256  # of the matrices that cores multiply to see whether they slow one another down
 _CROWD_PRODUCTS = 400
@@ -35,7 +35,8 @@ class Pilot:
     Attributes:
         image: an ablated image of protocol ``denoise``, its metrics and records included.
         generated_row: a row of a generated image, likewise.
-        once: what is done once for a data set, a window and 16 images: the clean pass, reference activations.
+        once: what a worker does once for a data set and a window: reference activations, proofs of replay, the first
+            clean pass. Those of later rounds are cheap beside it.
         crowding: how much longer a worker takes where all of them work.
         spreads: by metric, the standard deviation of g between images, the median over trials.
         trials: that were measured.

@@ -88,7 +88,7 @@ def test_parts_add_up_and_workers_share_them() -> None:
             "ablations": 0.01 * work.images / 2,
             "controls": 0.01 * work.control_images / 2,
             "samples to look at": 0.02 * work.generated_rows / 2,
-            "clean passes": 0.5 * 10 * 2 / 2,
+            "first passes": 0.5 * 10 * 2 / 2,
             "rounds": ROUND,
             "W&B beside it": 100 * TRACKED_RUN / 2,
             "aggregation": 2.0,

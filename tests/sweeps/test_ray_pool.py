@@ -110,6 +110,8 @@ class LightWorker:
                 time.sleep(0.3)
             if what == "long":
                 time.sleep(3)
+            if what == "meet":
+                until(lambda: len(pids(Path(self.folder))) > 1)
             if what == "preempted" and first_time:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(1)
@@ -198,6 +200,13 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def tries(folder: Path, trial: str) -> int:
     return (folder / trial).read_text().count("tried")
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def pids(folder: Path) -> set[int]:
@@ -341,8 +350,9 @@ def test_workers_come_when_there_is_room_and_go_when_there_is_no_work(run: Run, 
     def rest_ended() -> bool:
         return any(_process(pid) is None for pid in alive)
 
-    ended = run(*[(f"slow-{i}",) for i in range(24)], ("long-0",), at_each=watch, idle=0.5)
-    assert ended.done == Counter([*(f"slow-{i}" for i in range(24)), "long-0"])
+    trials = ["slow-0", "meet-0", *(f"slow-{i}" for i in range(1, 6)), "long-0"]
+    ended = run(*[(trial,) for trial in trials], at_each=watch, idle=0.5)
+    assert ended.done == Counter(trials)
     assert len(alive) == 2, "the second one worked too"
     assert rest_ended(), "while one was at the last lease, the other went"
 
