@@ -221,6 +221,7 @@ def _abandon_service() -> None:
     with suppress(Exception):
         connection = wandb_setup._singleton._connection  # type: ignore[union-attr]
         wandb_setup._singleton = None
+        connection._finalizer._queue.put(None)  # type: ignore[union-attr]  # else its thread writes to what is gone
         process = connection._proc._process  # type: ignore[union-attr]
         process.kill()
         connection._cleanup()  # type: ignore[union-attr,misc]
