@@ -90,6 +90,7 @@ class LeaseOutcome:
             come from the records; this is for the progress display and for the rule that stops trials.
         rows: rows run, baselines included.
         files: records and samples by their names in the run directory, where the worker could not write into it.
+        last: whether its worker takes no more, since its machine is about to go.
     """
 
     gains: dict[str, np.ndarray]
@@ -98,6 +99,7 @@ class LeaseOutcome:
     seconds: float
     peak_memory: int = 0
     files: Mapping[str, bytes] = field(default_factory=dict)
+    last: bool = False
 
 
 def load_subject(spec: SubjectSpec) -> Subject:
@@ -151,10 +153,6 @@ class Runner:
         )
         self._directory = RunDirectory(Path(spec.run_dir))
         self._metric = spec.metric
-
-    def ping(self) -> bool:
-        """Whether this worker is up: the pool asks after a worker was lost."""
-        return True
 
     def run(self, lease: Lease) -> LeaseOutcome:
         """Measure a lease and write its part. A trial that raises is measured alone, twice, and then counts as failed.

@@ -54,6 +54,8 @@ class _Worker:
         rested: since when it has had nothing to do.
         flying: leases in the order in which they were handed over, which is the order in which they are run.
         ping: what was asked of a worker that is not known to be up.
+        process: which of the processes that it becomes when it dies it was when it last answered.
+        ended: the one that was told to die, if any: it may still answer.
         silent: pings in a row that it did not answer, having died.
         lost_since: since when it has not answered.
         asked_again: when its next answer is looked for.
@@ -64,6 +66,8 @@ class _Worker:
     handle: Any
     ping: Any
     rested: float
+    process: Any = None
+    ended: Any = None
     pace: Pace = field(default_factory=Pace)
     flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)
     silent: int = 0
@@ -184,6 +188,10 @@ class Pool:
         self._ray.kill(worker.handle)
         self._workers.remove(worker)
 
+    def _restart(self, worker: _Worker) -> None:
+        worker.ended = worker.process
+        self._ray.kill(worker.handle, no_restart=False)
+
     def _tell_if_alone(self) -> None:
         """Once, when no worker has come up for a while: the cluster may be full, or growing, or the model large."""
         now = time.monotonic()
@@ -224,11 +232,12 @@ class Pool:
                 raise GaveOut(str(error.cause)) from error
             if not isinstance(error.cause, DEVICE_LOST):
                 raise
-            self._ray.kill(worker.handle, no_restart=False)
+            self._restart(worker)
             yield from self._lost(worker, lease, error)
         except self._ray.exceptions.RayError as error:
             yield from self._lost(worker, lease, error)
         else:
+            worker.leaving = worker.leaving or outcome.last
             worker.pace.observe(len(lease.trials), outcome.seconds)
             for trial in lease.trials if self._deaths else ():
                 self._deaths.pop(trial.trial_id, None)
@@ -268,7 +277,7 @@ class Pool:
         if worker.up or now < worker.asked_again or not self._ray.wait([worker.ping], timeout=0)[0]:
             return worker.up
         try:
-            self._ray.get(worker.ping)
+            worker.process = self._ray.get(worker.ping)
         except self._ray.exceptions.RayError as error:
             # One that is starting again is unavailable for as long as that takes: no sign that it would not.
             starting = isinstance(error, self._ray.exceptions.ActorUnavailableError)
@@ -279,7 +288,10 @@ class Pool:
             worker.ping = worker.handle.ping.remote()
             worker.asked_again = now + (_ASK_AGAIN_SECONDS if starting else 0.0)
             return False
-        worker.ping, worker.silent, worker.lost_since = None, 0, None
+        if worker.process == worker.ended:
+            worker.ping, worker.asked_again = worker.handle.ping.remote(), now + _ASK_AGAIN_SECONDS
+            return False
+        worker.ping, worker.silent, worker.lost_since, worker.ended = None, 0, None, None
         return True
 
     def _end_hung_leases(self) -> None:
@@ -288,4 +300,4 @@ class Pool:
             ref, (lease, started) = next(iter(worker.flying.items()), (None, (None, now)))
             if lease is not None and now - started > self._timeout:
                 worker.flying[ref] = (lease, now)
-                self._ray.kill(worker.handle, no_restart=False)
+                self._restart(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 
 from sweeps.drain import Drain
@@ -15,15 +16,14 @@ class RemoteRunner:
     """As :class:`Runner`, anywhere; ``luggage`` is None on the driver's own machine."""
 
     def __init__(self, spec: RunnerSpec, luggage: Luggage | None = None) -> None:
+        self._process = uuid.uuid4().hex
         self._drain = Drain()
         spec, self._away = arrived(spec, luggage)
         self._runner = Runner(spec)
 
     def ping(self) -> str:
-        """That this worker is up, and on which node."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
+        """That this worker is up, and as which of the processes that it becomes when it dies."""
+        return self._process
 
     def run(self, lease: Lease) -> LeaseOutcome:
         """As :meth:`Runner.run`; the files of a lease come back with it where the run directory is not shared.
@@ -33,4 +33,5 @@ class RemoteRunner:
         """
         with self._drain:
             outcome = self._runner.run(lease)
-            return outcome if self._away is None else replace(outcome, files=take_files(self._away))
+            files = outcome.files if self._away is None else take_files(self._away)
+        return replace(outcome, files=files, last=self._drain.told)

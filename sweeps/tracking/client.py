@@ -221,7 +221,9 @@ def _abandon_service() -> None:
     with suppress(Exception):
         connection = wandb_setup._singleton._connection  # type: ignore[union-attr]
         wandb_setup._singleton = None
-        connection._finalizer._queue.put(None)  # type: ignore[union-attr]  # else its thread writes to what is gone
+        finalizer = connection._finalizer  # type: ignore[union-attr]
+        finalizer._queue.put(None)  # else its thread writes to what is gone
+        finalizer._thread.join(1)
         process = connection._proc._process  # type: ignore[union-attr]
         process.kill()
         connection._cleanup()  # type: ignore[union-attr,misc]

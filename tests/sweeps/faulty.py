@@ -10,11 +10,22 @@ from pathlib import Path
 import torch
 
 from sweeps.leases import Lease
-from sweeps.run import LeaseOutcome
+from sweeps.run import LeaseOutcome, Runner
 from sweeps.schedule.remote import RemoteRunner
 
 FAULTS = ("hangs", "killed", "preempted", "device lost")
 FOLDER = "FAULTY_FOLDER"
+
+
+class _Preempted(Runner):
+    """Told during its next lease that its machine is about to go."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.__dict__ = runner.__dict__
+
+    def run(self, lease: Lease) -> LeaseOutcome:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().run(lease)
 
 
 class FaultyRunner(RemoteRunner):
@@ -32,7 +43,5 @@ class FaultyRunner(RemoteRunner):
         if fault == "device lost":
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         if fault == "preempted":
-            with self._drain:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return self._runner.run(lease)
+            self._runner = _Preempted(self._runner)
         return super().run(lease)

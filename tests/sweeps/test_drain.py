@@ -46,8 +46,12 @@ def test_the_lease_at_hand_is_finished_and_no_other_begun() -> None:
     assert ended(code) == (0, ["done", "its machine is about to go"])
 
 
-def test_without_a_lease_it_ends_at_once() -> None:
-    assert ended("told()\ntime.sleep(900)\nprint('still there')") == (0, [])
+def test_without_a_lease_it_refuses_the_next_and_ends() -> None:
+    code = (
+        "told()\ntry:\n    worker.__enter__()\nexcept drain.Draining as error:\n    print(error, flush=True)\n"
+        "time.sleep(900)\nprint('still there')"
+    )
+    assert ended(code) == (0, ["its machine is about to go"])
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])

@@ -87,12 +87,14 @@ class LightWorker:
         if os.path.exists(f"{folder}/refuse"):
             raise OSError("the model\nis gone")
 
-    def ping(self) -> bool:
-        return True
+    def ping(self) -> int:
+        return os.getpid()
 
     def run(self, lease: LightLease) -> SimpleNamespace:
         with self.drain:
-            return self.measure(lease)
+            outcome = self.measure(lease)
+        outcome.last = self.drain.told
+        return outcome
 
     def measure(self, lease: LightLease) -> SimpleNamespace:
         with open(f"{self.folder}/pids", "a") as log:
@@ -369,6 +371,26 @@ def test_a_lost_device_restarts_the_worker(run: Run, tmp_path: Path, monkeypatch
     ended = run(("ok-0", "device-1"), ("ok-2",))
     assert ended.done == Counter(["ok-0", "device-1", "ok-2"])
     assert ended.failures == []
+    assert len(pids(tmp_path)) == 2
+
+
+def test_a_worker_that_is_told_to_end_is_handed_nothing_before_it_has(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that lost its device still answers for a while, and the next lease would die with it."""
+    import ray
+
+    kill = ray.kill
+
+    def late(handle: Any, *, no_restart: bool = True) -> None:
+        threading.Timer(1.5, kill, (handle,), {"no_restart": no_restart}).start()
+
+    monkeypatch.setattr(ray, "kill", late)
+    monkeypatch.setattr("sweeps.schedule.pool.DEVICE_LOST", (FloatingPointError,))
+    ended = run(("device-0",))
+    monkeypatch.undo()
+    assert ended.done == Counter(["device-0"])
+    assert tries(tmp_path, "device-0") == 2
     assert len(pids(tmp_path)) == 2
 
 
