@@ -91,7 +91,8 @@ def command(*overrides: str) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     """For subprocesses: one thread each, no network, no login."""
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "COLUMNS": "200"}
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | quiet | extra
+    kept = {k: value for k, value in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
+    return kept | quiet | extra
 
 
 def launch(*overrides: str, cwd: Path, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
