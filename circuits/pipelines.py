@@ -59,5 +59,5 @@ def _revision(network: torch.nn.Module, levels: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(levels, sort_keys=True, default=str).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

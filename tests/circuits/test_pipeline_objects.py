@@ -67,6 +67,17 @@ def test_a_pipeline_in_memory_measures_what_its_folder_measures(tmp_path: Path) 
     assert denoiser_of(pipeline).revision != ours.revision
 
 
+def test_a_number_among_the_weights_is_part_of_the_revision() -> None:
+    """As a batch norm counts its batches, or a layer keeps its scale."""
+    revisions = []
+    for number in (1, 2):
+        torch.manual_seed(0)
+        pipeline = DDPMPipeline(unet=small_unet(3), scheduler=DDPMScheduler())
+        pipeline.unet.register_buffer("counted", torch.tensor(number))
+        revisions.append(denoiser_of(pipeline).revision)
+    assert revisions[0] != revisions[1]
+
+
 def test_a_latent_pipeline_keeps_its_autoencoder(latent_pipeline: DiTPipeline) -> None:
     ours = denoiser_of(latent_pipeline, name="mine")
     assert (ours.name, ours.classes, ours.prediction_type) == ("mine", 2, "v_prediction")
