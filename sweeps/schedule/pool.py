@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from sweeps.drain import Draining
@@ -33,7 +33,7 @@ LOST_SECONDS = 900.0
 _DEATHS_BEFORE_HALVING = 2
 _SILENCE_LIMIT = 5  # times in a row that a worker may die before it answers
 _ASK_AGAIN_SECONDS = 0.5
-_NODE_DIED = "its node has died"  # what Ray says where the machine is to blame, and no trial
+_RESTED_SECONDS = 5.0  # without a word, after which a worker is asked whether it is there before it is handed a lease
 
 
 class Factory(Protocol):
@@ -44,6 +44,20 @@ class Factory(Protocol):
     def start(self, kind: Any) -> Any: ...
 
 
+@dataclass(frozen=True)
+class _Flight:
+    """A lease that a worker has.
+
+    Attributes:
+        since: when it was handed over, or the one before it came back.
+        life: which of the worker's lives it was handed to.
+    """
+
+    lease: Lease
+    since: float
+    life: int
+
+
 @dataclass(eq=False)
 class _Worker:
     """An actor of the pool. It is handed leases from an answered ping on, until it loses one.
@@ -52,8 +66,10 @@ class _Worker:
         kind: what the factory calls it.
         pace: how long a task takes it.
         rested: since when it has had nothing to do.
+        heard: when it last answered anything.
         flying: leases in the order in which they were handed over, which is the order in which they are run.
         ping: what was asked of a worker that is not known to be up.
+        life: times that it has come up.
         process: which of the processes that it becomes when it dies it was when it last answered.
         ended: the one that was told to die, if any: it may still answer.
         silent: pings in a row that it did not answer, having died.
@@ -66,10 +82,12 @@ class _Worker:
     handle: Any
     ping: Any
     rested: float
+    heard: float
+    life: int = 0
     process: Any = None
     ended: Any = None
     pace: Pace = field(default_factory=Pace)
-    flying: dict[Any, tuple[Lease, float]] = field(default_factory=dict)
+    flying: dict[Any, _Flight] = field(default_factory=dict)
     silent: int = 0
     lost_since: float | None = None
     asked_again: float = 0.0
@@ -87,19 +105,22 @@ class _Worker:
         again as it is overdue, so that nobody waits for a worker that hangs."""
         if not self.flying:
             return 0.0
-        _, started = next(iter(self.flying.values()))
-        return abs(pace * sum(len(lease.trials) for lease, _ in self.flying.values()) - (now - started))
+        since = next(iter(self.flying.values())).since
+        return abs(pace * sum(len(flight.lease.trials) for flight in self.flying.values()) - (now - since))
+
+    def ask(self) -> None:
+        self.ping = self.handle.ping.remote()
 
     def hand(self, lease: Lease) -> None:
-        self.flying[self.handle.run.remote(lease)] = (lease, time.monotonic())
+        self.flying[self.handle.run.remote(lease)] = _Flight(lease, time.monotonic(), self.life)
 
-    def take_back(self, ref: Any) -> Lease:
+    def take_back(self, ref: Any) -> _Flight:
         """The lease whose turn is over; the next one's starts now, not when it was handed over."""
-        lease, _ = self.flying.pop(ref)
-        now = self.rested = time.monotonic()
-        for other, (held, _) in self.flying.items():
-            self.flying[other] = (held, now)
-        return lease
+        flight = self.flying.pop(ref)
+        self.heard = self.rested = now = time.monotonic()
+        for other, waiting in self.flying.items():
+            self.flying[other] = replace(waiting, since=now)
+        return flight
 
 
 class Pool:
@@ -153,7 +174,7 @@ class Pool:
             ready, _ = self._ray.wait(list(first), num_returns=1, timeout=1.0)
             for ref in ready:
                 yield from self._collect(first[ref], ref)
-            self._end_hung_leases()
+            yield from self._end_hung_leases()
 
     def answered(self) -> int:
         """Workers that are up by now."""
@@ -171,8 +192,8 @@ class Pool:
                 missing = max(0, min(wanted - there[kind], work_for))
                 work_for -= missing
                 for _ in range(missing):
-                    handle = self._factory.start(kind)
-                    self._workers.append(_Worker(kind, handle, handle.ping.remote(), time.monotonic()))
+                    handle, now = self._factory.start(kind), time.monotonic()
+                    self._workers.append(_Worker(kind, handle, handle.ping.remote(), rested=now, heard=now))
             self._out_of_work = None
             return
         if self._idle == float("inf"):
@@ -188,10 +209,6 @@ class Pool:
         self._ray.kill(worker.handle)
         self._workers.remove(worker)
 
-    def _restart(self, worker: _Worker) -> None:
-        worker.ended = worker.process
-        self._ray.kill(worker.handle, no_restart=False)
-
     def _tell_if_alone(self) -> None:
         """Once, when no worker has come up for a while: the cluster may be full, or growing, or the model large."""
         now = time.monotonic()
@@ -201,6 +218,10 @@ class Pool:
             self._say(f"waiting for {len(self._workers)} workers: they wait for a place, or load the model")
 
     def _hand_out(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers if self._leases else ():
+            if worker.up and not worker.flying and now - worker.heard > _RESTED_SECONDS:
+                worker.ask()  # had it died while it rested, the next lease would be blamed
         able = [worker for worker in self._workers if self._answered(worker) and not worker.leaving]
         # Beside a suspect nothing else is in flight: a worker that the next lease kills may take the answer of the one
         # before with it, which would be blamed.
@@ -219,7 +240,8 @@ class Pool:
         return fair_shares(self._leases.waiting, paces, busy)
 
     def _collect(self, worker: _Worker, ref: Any) -> Iterator[tuple[Lease, LeaseOutcome]]:
-        lease = worker.take_back(ref)
+        flight = worker.take_back(ref)
+        lease = flight.lease
         try:
             outcome = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -232,10 +254,9 @@ class Pool:
                 raise GaveOut(str(error.cause)) from error
             if not isinstance(error.cause, DEVICE_LOST):
                 raise
-            self._restart(worker)
-            yield from self._lost(worker, lease, error)
+            yield from self._lost(worker, flight, last_line(error), lives=True)
         except self._ray.exceptions.RayError as error:
-            yield from self._lost(worker, lease, error)
+            yield from self._lost(worker, flight, last_line(error))
         else:
             worker.leaving = worker.leaving or outcome.last
             worker.pace.observe(len(lease.trials), outcome.seconds)
@@ -243,15 +264,24 @@ class Pool:
                 self._deaths.pop(trial.trial_id, None)
             yield lease, outcome
 
-    def _lost(self, worker: _Worker, lease: Lease, error: Exception) -> Iterator[tuple[Lease, LeaseOutcome]]:
-        """The worker died or could not be reached: quarantine it, and hand the lease out again."""
-        if not worker.up or worker.leaving:  # the lease waited behind the one that was lost, or the worker was to go
+    def _lost(
+        self, worker: _Worker, flight: _Flight, cause: str, lives: bool = False
+    ) -> Iterator[tuple[Lease, LeaseOutcome]]:
+        """The worker died or could not be reached: quarantine it, and hand the lease out again.
+
+        Args:
+            lives: its process is still there, and has to go.
+        """
+        lease = flight.lease
+        # A life ends with the first lease that is lost. Those that waited behind it are lost with it, and Ray may say
+        # so after the worker has come up again.
+        if not worker.up or flight.life != worker.life or worker.leaving:
             self._leases.give_back(lease)
             return
-        worker.ping = worker.handle.ping.remote()
-        if _NODE_DIED in str(error):
-            self._leases.give_back(lease)
-            return
+        if lives:
+            worker.ended = worker.process
+            self._ray.kill(worker.handle, no_restart=False)
+        worker.ask()
         deaths = 1 + max(self._deaths.get(trial.trial_id, 0) for trial in lease.trials)
         self._deaths |= {trial.trial_id: deaths for trial in lease.trials}
         alone = len(lease.trials) == 1
@@ -260,7 +290,7 @@ class Pool:
         elif alone:
             poison = lease.trials[0].trial_id
             del self._deaths[poison]
-            failure = Failure(poison, f"its worker died {deaths} times: {last_line(error)}", "", deaths)
+            failure = Failure(poison, f"its worker died {deaths} times: {cause}", "", deaths)
             yield lease, LeaseOutcome({}, (failure,), 0, 0.0)
         else:
             self._deaths |= {trial.trial_id: _DEATHS_BEFORE_HALVING - 1 for trial in lease.trials}
@@ -285,19 +315,25 @@ class Pool:
             worker.silent += not starting
             if all(w.silent >= _SILENCE_LIMIT or w.lost_for(now) > LOST_SECONDS for w in self._workers):
                 raise GaveOut(f"no worker stays alive: {last_line(error)}") from error
-            worker.ping = worker.handle.ping.remote()
+            worker.ask()
             worker.asked_again = now + (_ASK_AGAIN_SECONDS if starting else 0.0)
             return False
-        if worker.process == worker.ended:
-            worker.ping, worker.asked_again = worker.handle.ping.remote(), now + _ASK_AGAIN_SECONDS
+        if worker.ended is not None and worker.process == worker.ended:
+            worker.ask()
+            worker.asked_again = now + _ASK_AGAIN_SECONDS
             return False
         worker.ping, worker.silent, worker.lost_since, worker.ended = None, 0, None, None
+        worker.heard, worker.life = now, worker.life + 1
         return True
 
-    def _end_hung_leases(self) -> None:
+    def _end_hung_leases(self) -> Iterator[tuple[Lease, LeaseOutcome]]:
         now = time.monotonic()
         for worker in self._workers:
-            ref, (lease, started) = next(iter(worker.flying.items()), (None, (None, now)))
-            if lease is not None and now - started > self._timeout:
-                worker.flying[ref] = (lease, now)
-                self._restart(worker)
+            ref, flight = next(iter(worker.flying.items()), (None, None))
+            if flight is None or now - flight.since <= self._timeout:
+                continue
+            back, _ = self._ray.wait([ref], timeout=0)
+            if not back:  # else it was this process that stood still
+                worker.take_back(ref)
+                cause = f"a lease took longer than cluster.lease_timeout ({self._timeout:g} s)"
+                yield from self._lost(worker, flight, cause, lives=True)

@@ -80,7 +80,7 @@ class Worker:
         took = self.seconds * len(lease.trials) + (0.0 if self.runs else self.warming)
         self.free = float("inf") if self.hangs_at == len(self.runs) else begun + took
         self.runs.append(Run(self.index, len(lease.trials), begun, self.free))
-        outcome = SimpleNamespace(gains={t.trial_id: 1.0 for t in lease.trials}, seconds=took)
+        outcome = SimpleNamespace(gains={t.trial_id: 1.0 for t in lease.trials}, seconds=took, last=False)
         return Answer(self.free, outcome)
 
 
