@@ -10,7 +10,7 @@ import threading
 DRAIN_SECONDS = 20.0
 """From SIGTERM to the end of the process at the latest: what preemption notices of the clouds leave is 30 s or more."""
 
-_ANSWER_SECONDS = 1.0  # for the last answer to leave the process
+_TO_SPARE = 1.0
 
 
 class Draining(RuntimeError):
@@ -20,33 +20,28 @@ class Draining(RuntimeError):
 class Drain:
     """After SIGTERM a process finishes the lease it is at, takes no other, and ends within ``DRAIN_SECONDS``.
 
+    Whoever hands out leases ends it as soon as it has the answer to the last one: only there is it known to have come.
+
     Attributes:
         told: whether SIGTERM was received.
     """
 
     def __init__(self) -> None:
         self.told = False
-        self._busy = False
         with contextlib.suppress(ValueError):  # not in the main thread: the process ends as it would have
             signal.signal(signal.SIGTERM, self._handle)
 
-    def __enter__(self) -> None:
+    def admit(self) -> None:
+        """A lease may begin.
+
+        Raises:
+            Draining: SIGTERM was received. One that is refused is blamed for nothing, unlike one that dies with it.
+        """
         if self.told:
             raise Draining("its machine is about to go")
-        self._busy = True
-
-    def __exit__(self, *_: object) -> None:
-        self._busy = False
-        if self.told:
-            _end_in(_ANSWER_SECONDS)
 
     def _handle(self, *_: object) -> None:
         self.told = True
-        # A lease may be on its way to a worker that rests: it is refused, so that nobody blames it for the end.
-        _end_in(DRAIN_SECONDS - _ANSWER_SECONDS if self._busy else _ANSWER_SECONDS)
-
-
-def _end_in(seconds: float) -> None:
-    timer = threading.Timer(seconds, os._exit, (0,))
-    timer.daemon = True
-    timer.start()
+        timer = threading.Timer(DRAIN_SECONDS - _TO_SPARE, os._exit, (0,))
+        timer.daemon = True
+        timer.start()

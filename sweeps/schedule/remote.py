@@ -31,7 +31,7 @@ class RemoteRunner:
         Raises:
             Draining: SIGTERM was received.
         """
-        with self._drain:
-            outcome = self._runner.run(lease)
-            files = outcome.files if self._away is None else take_files(self._away)
+        self._drain.admit()
+        outcome = self._runner.run(lease)
+        files = outcome.files if self._away is None else take_files(self._away)
         return replace(outcome, files=files, last=self._drain.told)

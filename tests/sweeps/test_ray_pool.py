@@ -91,8 +91,8 @@ class LightWorker:
         return os.getpid()
 
     def run(self, lease: LightLease) -> SimpleNamespace:
-        with self.drain:
-            outcome = self.measure(lease)
+        self.drain.admit()
+        outcome = self.measure(lease)
         outcome.last = self.drain.told
         return outcome
 
@@ -110,13 +110,13 @@ class LightWorker:
                 time.sleep(1000)
             if what == "slow":
                 time.sleep(0.3)
-            if what == "long":
-                time.sleep(3)
+            if what == "outlast":
+                until(lambda: any(_process(pid) is None for pid in pids(Path(self.folder))))
             if what == "meet":
                 until(lambda: len(pids(Path(self.folder))) > 1)
             if what == "preempted" and first_time:
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(1)
+                until(lambda: self.drain.told)
             if what == "disk":
                 from sweeps.records import GaveOut
 
@@ -259,7 +259,7 @@ def test_signals_are_the_drivers_own_after_ray_has_started() -> None:
         "clusters.connect(ClusterConfig(name='local', workers=1))\nos.kill(os.getpid(), signal.SIGTERM)\n"
         "clusters.disconnect()"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout) == (0, "drains\n"), ended.stderr
 
 
@@ -267,12 +267,12 @@ def test_signals_are_the_drivers_own_after_ray_has_started() -> None:
 
 
 def test_every_lease_is_run_once_by_all_workers(run: Run, tmp_path: Path) -> None:
-    leases = [(f"slow-{i}", f"ok-{i}") for i in range(8)]
+    leases = [(f"{'slow' if i else 'meet'}-{i}", f"ok-{i}") for i in range(8)]
     ended = run(*leases, workers=2)
     assert ended.done == Counter(t for lease in leases for t in lease)
     assert ended.failures == []
     assert all(tries(tmp_path, t) == 1 for lease in leases for t in lease)
-    assert len(pids(tmp_path)) == 2
+    assert len(pids(tmp_path)) == 2, "the first lease waits for a second worker"
 
 
 def test_stopping_drains_what_is_in_flight(run: Run, tmp_path: Path) -> None:
@@ -302,8 +302,8 @@ def test_a_poison_trial_is_found_by_halving_and_the_rest_is_complete(run: Run, t
     assert failure.trial_id == "die-5"
     assert failure.error.startswith("its worker died 3 times: ")
     assert failure.attempts == 3
-    # Whole twice, in parts of 4 and 2 once each, alone twice; on a busy machine a part may be handed out once more,
-    # where Ray reports the death of the worker that ran it as that of the one that it became.
+    # Whole twice, in parts of 4 and 2 once each, alone twice; once more if it was handed to a process that had died
+    # before, and run by the next one.
     assert tries(tmp_path, "die-5") in (6, 7)
 
 
@@ -318,8 +318,9 @@ def test_a_worker_killed_from_outside_loses_nothing(run: Run, tmp_path: Path) ->
     killed: list[int] = []
 
     def kill_one(_: threading.Event) -> None:
-        if len(killed) < 3:
-            killed.append(max(pids(tmp_path) - set(killed)))
+        alive = pids(tmp_path) - set(killed)  # none where this is the answer of the last one that was killed
+        if len(killed) < 3 and alive:
+            killed.append(alive.pop())
             os.kill(killed[-1], signal.SIGKILL)
 
     ended = run(*[(f"slow-{i}", f"ok-{i}") for i in range(10)], workers=2, at_each=kill_one)
@@ -336,8 +337,7 @@ def test_a_worker_whose_machine_is_about_to_go_finishes_what_it_is_at(run: Run, 
     assert tries(tmp_path, "preempted-0") == tries(tmp_path, "ok-1") == 1
     first, second = ordered_pids(tmp_path)
     assert first != second
-    psutil.wait_procs([p for p in [_process(first)] if p is not None], timeout=30)
-    assert _process(first) is None
+    until(lambda: _process(first) is None)
 
 
 def test_workers_come_when_there_is_room_and_go_when_there_is_no_work(run: Run, tmp_path: Path) -> None:
@@ -349,21 +349,19 @@ def test_workers_come_when_there_is_room_and_go_when_there_is_no_work(run: Run, 
         if len(pids(tmp_path)) == 2 and not alive:
             alive.extend(pids(tmp_path))
 
-    def rest_ended() -> bool:
-        return any(_process(pid) is None for pid in alive)
-
-    trials = ["slow-0", "meet-0", *(f"slow-{i}" for i in range(1, 6)), "long-0"]
+    trials = ["slow-0", "meet-0", *(f"slow-{i}" for i in range(1, 6)), "outlast-0"]
     ended = run(*[(trial,) for trial in trials], at_each=watch, idle=0.5)
-    assert ended.done == Counter(trials)
+    assert ended.done == Counter(trials), "while one was at the last lease, the other went"
     assert len(alive) == 2, "the second one worked too"
-    assert rest_ended(), "while one was at the last lease, the other went"
 
 
 def test_a_lease_that_hangs_is_ended(run: Run, tmp_path: Path) -> None:
-    ended = run(("hang-0",), ("ok-1",), timeout=0.5)
+    ended = run(("hang-0",), ("ok-1",), timeout=2)
     assert ended.done == Counter(["ok-1"])
-    assert [f.trial_id for f in ended.failures] == ["hang-0"]
-    assert tries(tmp_path, "hang-0") == 3
+    (failure,) = ended.failures
+    assert failure.trial_id == "hang-0"
+    assert failure.error == "its worker died 3 times: a lease took longer than cluster.lease_timeout (2 s)"
+    assert 0 < tries(tmp_path, "hang-0") <= 3, "a machine that is busy enough may not begin one in that time"
 
 
 def test_a_lost_device_restarts_the_worker(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
