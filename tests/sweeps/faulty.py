@@ -29,11 +29,15 @@ class _Preempted(Runner):
 
 
 class FaultyRunner(RemoteRunner):
-    """The next fault befalls a lease after the first one, in whichever process; the last leases are undisturbed."""
+    """The next fault befalls the next lease after the first one, in whichever process; its second try is undisturbed,
+    and so are the last leases."""
 
     def run(self, lease: Lease) -> LeaseOutcome:
         folder = Path(os.environ[FOLDER])
-        fault = next((f for f in ("nothing yet", *FAULTS) if not (folder / f).exists()), None)
+        begun = folder / lease.lease_id
+        left = () if begun.exists() else ("nothing yet", *FAULTS)
+        begun.touch()
+        fault = next((f for f in left if not (folder / f).exists()), None)
         if fault is not None:
             (folder / fault).touch()
         if fault == "hangs":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sweeps.records import RunDirectory
 from sweeps.run import RunnerSpec
 from sweeps.schedule import pool as pools
 from sweeps.schedule.luggage import packed
+from tests.sweeps.processes import children, runners
 from tests.sweeps.tiny import assert_same_effects, only_run, run_whole
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
@@ -72,8 +73,15 @@ def raylet_of(node: Any) -> psutil.Process:
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
-    children = raylet_of(node).children(recursive=True)
-    return [p for p in children if any("RemoteRunner" in part for part in p.cmdline())]
+    return runners(raylet_of(node))
+
+
+def kill(node: Any) -> None:
+    """The machine is gone: its raylet, and its workers, which would go on without it for a while."""
+    raylet = raylet_of(node)
+    for process in (*children(raylet, lambda _: True), raylet):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def elsewhere(cluster: ClusterConfig, spec: RunnerSpec) -> travel.Luggage | None:
@@ -108,7 +116,7 @@ def test_a_node_comes_late_another_dies_and_nothing_is_shared(
             assert time.monotonic() < deadline, "no worker started on the late node"
             time.sleep(0.1)
         left.append(40 - done)
-        os.kill(raylet_of(first).pid, signal.SIGKILL)
+        kill(first)
 
     monkeypatch.setattr(SweepProgress, "add", disturb)
     monkeypatch.setattr(schedule, "packed", elsewhere)

@@ -16,6 +16,7 @@ from sweeps.config import Config
 from sweeps.driver import execute
 from sweeps.progress import SweepProgress
 from sweeps.records import RunDirectory
+from tests.sweeps.processes import runners
 from tests.sweeps.tiny import assert_same_effects, duplicated_trials, only_run, run_whole
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
@@ -30,10 +31,6 @@ def inline(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run
     return run_whole(tmp_path_factory.mktemp("inline"), *settings, *GRID)
 
 
-def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if any("Runner" in part for part in p.cmdline())]
-
-
 def test_one_worker_gives_the_numbers_of_this_process(
     configure: Configure, inline: RunDirectory, tmp_path: Path
 ) -> None:
@@ -42,7 +39,7 @@ def test_one_worker_gives_the_numbers_of_this_process(
     assert found.path.name == inline.path.name
     assert duplicated_trials(found) == 0
     assert_same_effects(found, inline)
-    assert workers() == [], "Ray ended with the sweep"
+    assert runners(psutil.Process()) == [], "Ray ended with the sweep"
 
 
 def test_two_workers_give_the_same_though_one_is_killed(
@@ -55,7 +52,7 @@ def test_two_workers_give_the_same_though_one_is_killed(
     def kill_one(self: SweepProgress, gains: dict[str, np.ndarray], done: int, failed: int, rows: int) -> None:
         add(self, gains, done, failed, rows)
         if not killed:
-            killed.append(workers()[0].pid)
+            killed.append(runners(psutil.Process())[0].pid)
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(SweepProgress, "add", kill_one)

@@ -17,6 +17,7 @@ import pytest
 from sweeps.config import Config
 from sweeps.driver import execute
 from sweeps.records import RunDirectory
+from tests.sweeps.processes import children
 from tests.sweeps.tiny import (
     ROOT,
     assert_same_effects,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.run
 Configure = Callable[..., Config]
 MODES = "sweep.modes=[zero,mean,resample]"
 SMALL_LEASES = "cluster.lease_seconds=1e-6"
-PATIENCE = 180.0
+PATIENCE = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +111,11 @@ def test_ctrl_c_and_kill_on_ray(
     killed = started(line, tmp_path)
     until_parts(killed, root, seen + 1)
     # Its two agents end a minute later; they hold neither a device nor the records.
-    family = [p for p in psutil.Process(killed.pid).children(recursive=True) if "Agent" not in p.name()]
+    family = children(psutil.Process(killed.pid), lambda process: "Agent" not in process.name())
     assert len(family) >= 3, "a worker, the raylet, the head"
     killed.kill()
     killed.communicate()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
     assert not alive, "Ray's processes end with their driver"
 
     recorded = only_run(root).recorded()

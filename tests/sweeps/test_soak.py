@@ -21,7 +21,8 @@ import pytest
 
 from sweeps.driver import execute
 from sweeps.records import RunDirectory
-from tests.sweeps.test_ray_nodes import raylet_of, workers_of
+from tests.sweeps.processes import runners
+from tests.sweeps.test_ray_nodes import kill, workers_of
 from tests.sweeps.test_resume import parts, started
 from tests.sweeps.tiny import assert_same_effects, command, composed, only_run
 
@@ -51,9 +52,7 @@ class Nodes:
         self.alive.append(self.cluster.add_node(num_cpus=1, include_dashboard=False))
 
     def die(self, rng: np.random.Generator) -> None:
-        """SIGKILL of the raylet: the machine is gone, with its workers."""
-        node = self.alive.pop(int(rng.integers(len(self.alive))))
-        os.kill(raylet_of(node).pid, signal.SIGKILL)
+        kill(self.alive.pop(int(rng.integers(len(self.alive)))))
 
 
 @dataclass
@@ -68,8 +67,7 @@ class Target:
     def workers(self) -> list[psutil.Process]:
         if self.nodes is not None:
             return [worker for node in self.nodes.alive for worker in workers_of(node)]
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in family if any("RemoteRunner" in part for part in p.cmdline())]
+        return runners(psutil.Process(self.process.pid))
 
     def signal_worker(self, number: int) -> None:
         """One of them; inline there is none."""
