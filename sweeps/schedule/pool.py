@@ -30,6 +30,9 @@ WAITING_SECONDS = 60.0
 LOST_SECONDS = 900.0
 """After which workers that are said to be starting again are given up, if all of them are."""
 
+REPLACE_SECONDS = 60.0
+"""After which another is started for a worker that Ray does not: one whose model could not be loaded, say."""
+
 _DEATHS_BEFORE_HALVING = 2
 _SILENCE_LIMIT = 5  # times in a row that a worker may die before it answers
 _ASK_AGAIN_SECONDS = 0.5
@@ -182,8 +185,10 @@ class Pool:
 
     def _staff(self) -> None:
         """As many workers as there is room and work for; others go, so that a cluster can shrink."""
-        for worker in [w for w in self._workers if w.leaving and not w.flying]:
-            self._dismiss(worker)
+        now = time.monotonic()
+        for worker in [w for w in self._workers if not w.flying]:
+            if worker.leaving or (worker.silent >= _SILENCE_LIMIT and worker.lost_for(now) > REPLACE_SECONDS):
+                self._dismiss(worker)
         if self._leases:
             busy = sum(bool(worker.flying) for worker in self._workers)
             there = Counter(worker.kind for worker in self._workers if not worker.leaving)
@@ -192,14 +197,13 @@ class Pool:
                 missing = max(0, min(wanted - there[kind], work_for))
                 work_for -= missing
                 for _ in range(missing):
-                    handle, now = self._factory.start(kind), time.monotonic()
+                    handle = self._factory.start(kind)
                     self._workers.append(_Worker(kind, handle, handle.ping.remote(), rested=now, heard=now))
             self._out_of_work = None
             return
         if self._idle == float("inf"):
             return
         # Until the next round there may be nothing to do for a while, which is shorter than loading a model.
-        now = time.monotonic()
         self._out_of_work = now if self._out_of_work is None else self._out_of_work
         for worker in [w for w in self._workers if not w.flying]:
             if now - max(worker.rested, self._out_of_work) > self._idle:

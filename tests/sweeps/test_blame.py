@@ -214,3 +214,21 @@ def test_a_machine_that_dies_while_it_rests_fails_no_trial(playing: Playing) -> 
     play, pool = playing(queue, 4, answer)
     assert sorted(results(pool)) == [("a", []), ("b", []), ("c", []), ("d", []), ("innocent", [])]
     assert [call.worker for call in play.calls if call.what == "innocent"] == [3]
+
+
+def test_a_worker_that_is_dead_for_good_is_replaced(playing: Playing) -> None:
+    """Ray starts those again that die, but not those that fail to load the model."""
+
+    def answer(play: Play, call: Call) -> None:
+        now = play.clock.now
+        if call.worker == 1:
+            call.at, call.value = now, ray.exceptions.ActorDiedError()
+        else:
+            call.at, call.value = now + 2.0 * (call.what != "ping"), done(call.what) if call.what != "ping" else "one"
+
+    play, pool = playing(LightQueue.of(*[(f"{i}",) for i in range(100)]), 2, answer)
+    assert len(list(results(pool))) == 100
+    assert [worker for worker, _ in play.killed] == [1]
+    assert play.killed[0][1] == pytest.approx(60, abs=3)
+    assert {call.worker for call in play.calls if call.what != "ping"} == {0, 2}
+    assert play.clock.now < 150, "100 leases of 2 s; the second worker came after a minute"
