@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,11 +223,18 @@ def ordered_pids(folder: Path) -> list[int]:
 
 def _process(pid: int) -> psutil.Process | None:
     """None where it has ended."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return None
-    return None if process.status() == psutil.STATUS_ZOMBIE else process
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
+    return None
+
+
+def _listens_at(process: psutil.Process) -> set[str]:
+    """Nowhere where it has ended."""
+    with suppress(psutil.Error):
+        found = process.net_connections(kind="inet")
+        return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
+    return set()
 
 
 # Where Ray listens
@@ -236,12 +244,7 @@ def test_ray_listens_on_the_loopback_only_and_its_secret_is_in_no_file() -> None
     me = psutil.Process()
     family = [me, *me.children(recursive=True)]
     assert len(family) > 3, "the processes of Ray are our children"
-    listening = {
-        connection.laddr.ip
-        for process in family
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    listening = set[str]().union(*map(_listens_at, family))
     assert listening
     assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
     assert os.environ["RAY_AUTH_MODE"] == "token"
