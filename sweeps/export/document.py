@@ -76,7 +76,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _figure(drawing: Drawing) -> latex.Figure:
-    caption = f"{drawing.title}. {drawing.caption or drawing.alt}"
+    caption = f"{drawing.title}. {drawing.caption}" if drawing.caption else drawing.alt  # which says the title too
     return latex.Figure(drawing.name, caption, min(1.0, drawing.figure.get_figwidth() / _WIDEST))
 
 

@@ -22,7 +22,7 @@ _SPECIAL = {
     "[": "{[}", "]": "{]}", "⁄": "/", "\n": " ", "\t": " ",
 }  # fmt: skip
 _CITATION = re.compile(r"\[@([a-z0-9_]+(?:; @[a-z0-9_]+)*)\]")
-_LETTERS = "ßæøåłÆØÅŁ"  # these and accented letters are in TeX's own fonts
+_LETTERS = "ßæøåłÆØÅŁ"  # these, and letters with these accents up to Latin Extended-A, pdflatex sets as they are
 _ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0307\u0308\u030a\u030b\u030c\u0327"
 _MISSING = "--"
 _LONG_WIDTH = 0.62  # of the line, shared by the columns of long text
@@ -46,7 +46,8 @@ def _plain(letter: str) -> str:
     if letter in _SPECIAL or unicodedata.category(letter).startswith("C"):
         return ""
     apart = unicodedata.normalize("NFD", letter)
-    if letter.isascii() or letter in _LETTERS or (len(apart) == 2 and apart[0].isascii() and apart[1] in _ACCENTS):
+    accented = len(apart) == 2 and apart[0].isascii() and apart[1] in _ACCENTS and letter < "\u0180"
+    if letter.isascii() or letter in _LETTERS or accented:
         return letter
     simple = [part for part in unicodedata.normalize("NFKD", letter) if part.isascii() or part in _SPECIAL]
     return "".join(_SPECIAL.get(part, part) for part in simple).strip() or f"{{[}}U+{ord(letter):04X}{{]}}"

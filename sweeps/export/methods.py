@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from circuits.statistics.signflip import EXACT_BELOW
+from sweeps.config import as_list
 from sweeps.export.tables import unfinished
 from sweeps.report import wording
 from sweeps.report.controls import read_controls
 from sweeps.report.profiled import read_profiled
 from sweeps.report.registration import margin, most_images, registration
 from sweeps.report.reported_run import ReportedRun, mapping
+from sweeps.rounds import family_labels
 
 _SOURCES = {
     "synthetic_faces": "generated faces",
@@ -33,8 +36,9 @@ _MODES = {
 }
 _TESTS = {
     "none": "We tested for degradation with a one-sided studentised sign-flip test over images, with a saddlepoint "
-    "approximation of its tail [@niu2024].",
-    "obf": "We tested for degradation, one-sided, with an O'Brien-Fleming boundary [@obrien1979] over images: p-values "
+    f"approximation of its tail [@niu2024], exact below {EXACT_BELOW} images.",
+    "obf": "We tested for degradation, one-sided, with O'Brien-Fleming boundaries [@obrien1979] over images at two "
+    "horizons, half of a trial's images with three quarters of the error and all of them with the rest: p-values "
     "hold wherever a trial stopped. Intervals are repeated confidence intervals [@jennison1989].",
     "sign": "We tested for degradation, one-sided, with an e-process that bets on the sign and size of each image's "
     "log ratio: p-values hold wherever a trial stopped. Intervals are repeated confidence intervals [@jennison1989].",
@@ -48,12 +52,16 @@ _CORRECTIONS = {
     "by": "p-values were adjusted by Benjamini and Yekutieli [@benjamini2001] over all trials",
     "e-bh": "e-values were adjusted by e-BH [@wang2022] over all trials",
 }
+_AXES = {"layer": "layer", "window": "window", "mode": "mode", "dataset": "data set"}
 _PACKAGES = ("circuit-sweep", "torch", "diffusers", "ray")
 
 
 def methods(run: ReportedRun) -> str:
     """One paragraph; says first what is missing of an unfinished run."""
-    parts = (_model, _data, _interventions, _outcome, _sampling, _search, _inference, _controls, _profiles, _record)
+    parts = (
+        _model, _data, _interventions, _outcome, _sampling, _search, _inference, _contrasts, _controls, _profiles,
+        _record,
+    )  # fmt: skip
     sentences = [unfinished(run), *(sentence for part in parts for sentence in part(run))]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -86,10 +94,11 @@ def _interventions(run: ReportedRun) -> Iterator[str]:
     steps = run.run.get("timesteps") or []
     sampler = _sampler(run)
     during = f" of the {len(steps)} timesteps of the sampler{sampler}" if steps else ""
-    windows = wording.count(int(cells["window_index"].nunique()), "window")
+    windows = int(cells["window_index"].nunique())
+    when = f"one of {windows} windows" if windows > 1 else "one window"
     yield (
-        f"We measured {wording.count(len(cells), 'trial')} ({levels}), each ablated during one of {windows}{during}, "
-        "at the concatenated heads before the output projection."
+        f"We measured {wording.count(len(cells), 'trial')} ({levels}), each ablated during {when}{during}, at the "
+        "concatenated heads before the output projection."
     )
     modes = list(cells["mode"].drop_duplicates())
     replaced = [_MODES[mode] for mode in modes if mode in _MODES]
@@ -147,20 +156,44 @@ def _search(run: ReportedRun) -> Iterator[str]:
 def _inference(run: ReportedRun) -> Iterator[str]:
     said, stats = registration(run), run.stats
     yield _TESTS[said.statistic]
-    family = f" ({said.families}: a layer in a window)" if said.corrected == "hierarchical" else ""
+    family = f" ({_families(run)})" if said.corrected == "hierarchical" else ""
     yield f"{_CORRECTIONS[said.corrected]}{family}, at a level of {100 * stats.alpha:g}%."
+    apart = "" if run.stops_early else ", negligibility over all trials by Benjamini and Hochberg [@benjamini1995]"
     yield (
         f"An effect was called negligible where it was shown to lie within {margin(run)} of the baseline (two "
-        "one-sided tests). Outcome, margin, level and stopping rule were fixed before the run."
+        "one-sided tests), whether or not it differed from none. Improvement was tested as degradation was, and "
+        f"degradation, improvement and negligibility were each corrected by themselves{apart}."
     )
+    rule = "Outcome, margin, level and stopping rule" if run.stops_early else "Outcome, margin and level"
+    yield f"{rule} were fixed before the run."
     if run.stops_early:
+        clear = f" (degraded or improved: by more than {100 * stats.clear:g}% of the margin)" if stats.clear else ""
         yield (
             f"Trials were looked at after {stats.first} images and every {stats.batch} more, and ended as soon as "
-            f"their verdict was certain, after at most {most_images(run)}; they used "
+            f"their verdict was certain{clear}, after at most {most_images(run)}; they used "
             f"{wording.between(run.cells['n'])}, {run.cells['n'].mean():.0f} on average."
         )
+        if stats.futility is not None:
+            yield f"Trials whose unadjusted p of an effect below the margin fell to {stats.futility:g} were given up."
     elif len(run.cells):
         yield f"Every trial was measured on all of its images ({wording.between(run.cells['n'])})."
+
+
+def _families(run: ReportedRun) -> str:
+    """How many there are, and in what trials of one are alike."""
+    axes = as_list(mapping(run.config.get("stats")).get("families", ["layer", "window"]), "stats.families")
+    confirmed = "phase" in run.trials and (run.trials["phase"] == "confirm").any()  # one family, whatever the axes
+    count = 1 if confirmed else len(set(family_labels(run.cells, axes)))
+    alike = f": trials alike in {wording.listing(_AXES[axis] for axis in axes)}" if axes and not confirmed else ""
+    return f"{count:,} families{alike}" if count > 1 else "one family"
+
+
+def _contrasts(run: ReportedRun) -> Iterator[str]:
+    if len(run.data_set_contrasts):
+        yield (
+            "Data sets were compared with Welch's intervals, and two-sided by a studentised permutation test (Welch's "
+            "t where the contrasts were very many), adjusted by Benjamini and Hochberg [@benjamini1995]."
+        )
 
 
 def _controls(run: ReportedRun) -> Iterator[str]:
@@ -170,7 +203,8 @@ def _controls(run: ReportedRun) -> Iterator[str]:
     if len(controls.heads):
         yield (
             f"Zeroed heads were compared with {controls.number} random subspaces of their layer, as large as a head "
-            f"and with as much removed, on {controls.images} images."
+            f"and with as much removed, on {controls.images} images by a paired sign-flip test, adjusted by Benjamini "
+            "and Hochberg [@benjamini1995]."
         )
     if controls.floor == controls.floor:
         yield "The unablated model was measured twice, for the noise floor."

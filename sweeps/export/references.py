@@ -46,7 +46,7 @@ _ENTRIES = {
   year = {2015},
 }""",
     "niu2024": r"""@misc{niu2024,
-  author = {Niu, Ziang and Choudhury, Jyotishka Ray and Katsevich, Eugene},
+  author = {Niu, Ziang and Ray Choudhury, Jyotishka and Katsevich, Eugene},
   title = {The conditional saddlepoint approximation for fast and accurate large-scale hypothesis testing},
   year = {2024},
   note = {arXiv:2407.08911},

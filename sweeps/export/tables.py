@@ -81,7 +81,8 @@ def common_notes(run: ReportedRun) -> tuple[str, ...]:
     stopping = dict(said.facts).get("Stopping rule", "")
     notes = [
         f"Effect: percent change of {run.stats.metric} over the unablated model on the same images and noise, "
-        f"100 (exp(mean log ratio) - 1); {wording.CONFIDENCE} CI: {kind}, not adjusted for the selection of rows.",
+        f"100 (exp(mean g) - 1), where g is the log ratio of an image; {wording.CONFIDENCE} CI: {kind}, not adjusted "
+        "for the selection of rows.",
         f"n: images of a trial, {wording.between(run.cells['n'])}.",
         f"Test: {said.test}",
         f"q, correction: {said.correction} Level: {100 * run.stats.alpha:g}%.",
@@ -141,7 +142,10 @@ def _verdicts(run: ReportedRun) -> Table:
 def _contrasts(run: ReportedRun) -> list[Table]:
     found = run.data_set_contrasts.sort_values(["q", "p"], kind="stable", ignore_index=True)
     found = found.assign(contrast=found["name"].astype(str).str.removeprefix(f"{DATA_SET_CONTRAST}: "))
+    places = run.cells.drop_duplicates("window_index").sort_values("window_index")
+    windows = ", ".join(f"{int(place.window_index)}: {wording.window(place)}" for place in places.itertuples())
     notes = [
+        f"Windows: {windows}.",
         "Difference: mean log ratio on the first data set less that on the second; different images, so unpaired.",
         f"{wording.CONFIDENCE} CI: Welch's; q: permutation test (Welch's t where the contrasts are very many), "
         "adjusted for the false discovery rate.",
