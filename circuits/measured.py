@@ -57,7 +57,8 @@ class Measured(Mapping[str, Paired]):
     def trials(self) -> pd.DataFrame:
         """A row for each intervention: where it acts, and how.
 
-        ``layer_index`` and ``head`` are -1 where there are several of them.
+        ``layer_index`` and ``head`` are -1 where there are several of them, ``head`` also for a whole layer: ``sites``
+        tells them apart.
         """
         index = {layer.name: layer.index for layer in self.layers}
         rows = [self._trial(intervention, index) for intervention in self.interventions]

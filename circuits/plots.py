@@ -26,26 +26,29 @@ EDGES = (-50, -20, -10, -5, -2, -1, 1, 2, 5, 10, 20, 50, 100)
 COLOURS = {"degraded": "#c2571d", "improved": "#2268ac", "negligible": "#8a949e", "inconclusive": "#c5cbd1"}
 NO_CLAIM = "#eaedf0"
 _MOST_ROWS = 40
+_NARROWEST, _LOWEST = 4.6, 3.0  # inches that a heatmap of few cells needs for its texts and colours
 
 
 def plot_heatmap(effects: pd.DataFrame, metric: str = "noise_mse") -> Figure:
-    """Layer x head, a panel a window; a row of panels for each data set and mode.
+    """Layer x head, a panel a window; a row of panels for each data set, mode and strength.
 
     Colour is percent degradation, and only where the verdict is ``degraded`` or ``improved``; cells without a claim are
-    gray (hatched where inconclusive), cells that were not measured are empty. Sets over several layers have no cell.
+    gray (hatched where inconclusive), cells that were not measured are empty. Sets of heads have no cell.
     """
     from matplotlib.figure import Figure
 
     chosen = _of_metric(effects, metric)
-    cells = chosen[chosen["layer_index"] >= 0]
+    cells = chosen[chosen["sites"].str.len() == 1]
     if cells.empty:
-        raise ValueError("expected effects of heads or layers, got sets over several layers only: see plot_effects")
+        raise ValueError("expected effects of single heads or whole layers, got sets of heads only: see plot_effects")
+    cells = cells.assign(mode=[_mode(row) for row in cells.itertuples()])
     rows = list(cells.groupby(["dataset", "mode"], sort=False).groups)
     windows = sorted(set(zip(cells["t_start"], cells["t_end"])), reverse=True)
     heads = sorted(set(cells["head"]) - {ALL_HEADS}) + ([ALL_HEADS] if ALL_HEADS in set(cells["head"]) else [])
     layers = sorted(set(cells["layer_index"]))
     width = 1.6 + len(windows) * max(1.6, 0.3 * len(heads))
-    figure = Figure(figsize=(width, len(rows) * (0.9 + 0.3 * len(layers)) + 0.3), layout="constrained")
+    height = len(rows) * (0.9 + 0.3 * len(layers)) + 0.3
+    figure = Figure(figsize=(max(width, _NARROWEST), max(height, _LOWEST)), layout="constrained")
     panels = figure.subplots(len(rows), len(windows), squeeze=False, sharex=True, sharey=True)
     bins, colours = _bins()
     for line, (dataset, mode) in zip(panels, rows):
@@ -160,8 +163,12 @@ def _of_metric(effects: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _label(row: Any) -> str:
-    if row.layer_index < 0:
-        where = f"{len(row.sites)} sites"
+    if len(row.sites) > 1:
+        where = f"{len(row.sites)} sites" + (f" of layer {row.layer_index}" if row.layer_index >= 0 else "")
     else:
         where = f"layer {row.layer_index}" + ("" if row.head == ALL_HEADS else f" head {row.head}")
-    return f"{where}, {row.mode}, t {row.t_start} to {row.t_end}, {row.dataset}"
+    return f"{where}, {_mode(row)}, t {row.t_start} to {row.t_end}, {row.dataset}"
+
+
+def _mode(row: Any) -> str:
+    return row.mode if row.strength == 1 else f"{row.mode} {row.strength:g}"

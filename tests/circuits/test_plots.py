@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def table(
     rows = [
         {
             "dataset": dataset, "layer": f"blocks.{layer}", "layer_index": layer, "head": head, "mode": "zero",
-            "t_start": start, "t_end": end, "sites": [f"blocks.{layer}:{head}"], "metric": metric,
+            "strength": 1.0, "t_start": start, "t_end": end, "sites": [f"blocks.{layer}:{head}"], "metric": metric,
         }
         for metric in ("noise_mse", "edge")
         for dataset in ("synthetic", "natural")
@@ -53,10 +54,15 @@ def drawn(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def panels_of(figure: Figure) -> dict[str, Axes]:
+    """By title; that of the colours has none."""
+    return {title: axes for axes in figure.axes if (title := axes.get_title(loc="left"))}
+
+
 def test_every_cell_of_the_heatmap_is_in_its_place_and_coloured_only_by_a_claim() -> None:
     effects = table()
     figure = plot_heatmap(effects, "edge")
-    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
+    panels = panels_of(figure)
     assert list(panels) == [f"{name}, zero\nt {a} to {b}" for name in ("synthetic", "natural") for a, b in
                             ((999, 500), (499, 0))]  # fmt: skip
     bins, colours = _bins()
@@ -104,13 +110,30 @@ def test_the_ranking_has_the_largest_first_with_its_interval() -> None:
     drawn(figure)
 
 
-def test_sets_over_layers_have_a_line_and_no_cell() -> None:
-    effects = table(layers=1, heads=(0,), windows=((999, 0),)).assign(layer_index=-1)
-    assert plot_effects(effects).axes[0].get_yticklabels()[0].get_text().startswith("1 sites, zero")
-    with pytest.raises(ValueError, match="sets over several layers only: see plot_effects"):
-        plot_heatmap(effects)
+def test_sets_have_a_line_and_no_cell() -> None:
+    effects = table(layers=1, heads=(-1,), windows=((999, 0),))
+    effects["sites"] = [["blocks.0:0", "blocks.0:3"]] * len(effects)
+    for index, where in ((0, "2 sites of layer 0, zero"), (-1, "2 sites, zero")):
+        sets = effects.assign(layer_index=index)
+        assert plot_effects(sets).axes[0].get_yticklabels()[0].get_text().startswith(where)
+        with pytest.raises(ValueError, match="sets of heads only: see plot_effects"):
+            plot_heatmap(sets)
+    whole = table(layers=1, heads=(-1,), windows=((999, 0),))
+    cells = {title: len(axes.patches) for title, axes in panels_of(plot_heatmap(pd.concat([whole, effects]))).items()}
+    assert cells == {"synthetic, zero\nt 999 to 0": 1, "natural, zero\nt 999 to 0": 1}
     with pytest.raises(ValueError, match="no effects of metric 'egde'; did you mean 'edge'"):
         plot_effects(effects, "egde")
+
+
+def test_strengths_have_maps_and_names_of_their_own() -> None:
+    whole = table(layers=1, heads=(0,), windows=((999, 0),))
+    effects = pd.concat([whole, whole.assign(strength=0.25)], ignore_index=True)
+    cells = {title: len(axes.patches) for title, axes in panels_of(plot_heatmap(effects)).items()}
+    assert cells == {
+        f"{name}, zero{strength}\nt 999 to 0": 1 for name in ("synthetic", "natural") for strength in ("", " 0.25")
+    }
+    labels = {text.get_text() for text in plot_effects(effects).axes[0].get_yticklabels()}
+    assert {"layer 0 head 0, zero, t 999 to 0, natural", "layer 0 head 0, zero 0.25, t 999 to 0, natural"} <= labels
 
 
 @pytest.fixture(scope="module")
