@@ -61,5 +61,6 @@ def measure(
     own = OwnMetrics(metrics, clamped=pixels) if metrics else None
     engine = Engine(denoiser, layers, data, steps=steps, seed=seed, rows=rows, extra=own)
     window = window or Window(denoiser.train_timesteps - 1, 0)
-    found = engine.denoise(dataset, window, interventions, images or len(data[dataset].measured))
+    count = len(data[dataset].measured) if images is None else images
+    found = engine.denoise(dataset, window, interventions, count)
     return Measured(dataset, window, tuple(interventions), layers, found)

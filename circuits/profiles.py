@@ -127,7 +127,7 @@ class HeadProfiles:
 
 def profile_heads(
     denoiser: Denoiser,
-    data: Mapping[str, DataSet],
+    data: DataSet | Mapping[str, DataSet],
     layers: Sequence[AttentionLayer] | None = None,
     *,
     timesteps: int | Sequence[int] = 10,
@@ -140,7 +140,7 @@ def profile_heads(
     """Profile heads on data sets, one forward a batch and timestep, each image with the noise that sweeps give it.
 
     Args:
-        data: by name, as ``load_data_set`` returns them.
+        data: a data set, or several by name, as ``load_data_set`` returns them.
         layers: from ``find_sites``; all by default.
         timesteps: training timesteps, or how many steps of a sampler.
         images: of each data set, from the first; all by default. Probes compare images two by two: an odd last one is
@@ -159,6 +159,7 @@ def profile_heads(
         raise ValueError(f"timesteps: expected some of 0 to {denoiser.train_timesteps - 1}, got {list(steps)}")
     if rows < 2:
         raise ValueError(f"rows: images are profiled two by two; expected at least 2, got {rows}")
+    data = {data.name: data} if isinstance(data, DataSet) else data
     values, token_mass = {}, {}
     for name, source in data.items():
         count = min(images or len(source.measured), len(source.measured)) // 2 * 2

@@ -11,6 +11,7 @@ from circuits.data.sources import DataSet, split
 from circuits.denoisers import Denoiser
 
 _FEWEST = 2
+_ROUNDING = 0.01
 
 
 def data_set_of(
@@ -31,10 +32,15 @@ def data_set_of(
         denoiser: encodes images for a model of latents, and gives a model of text the empty prompt.
 
     Raises:
-        ValueError: fewer than 2 images to measure, or values that are not finite.
+        ValueError: fewer than 2 images to measure, whole numbers, or values that are not finite or no pixels.
     """
     if images.dim() < 4 or len(images) < _FEWEST or not images.isfinite().all():
         raise ValueError(f"data set {name!r}: expected finite images [n, c, h, w], at least 2, got {_said(images)}")
+    if not images.is_floating_point():
+        raise ValueError(f"data set {name!r}: expected floating-point images, got {images.dtype}")
+    of_pixels = denoiser is not None and (denoiser.pixels == 1 or denoiser.codec is not None)
+    if of_pixels and float(images.abs().max()) > 1 + _ROUNDING:
+        raise ValueError(f"data set {name!r}: expected images in [-1, 1], got {images.min():g} to {images.max():g}")
     count = max(len(images) - 64, (len(images) + 1) // 2) if measured is None else measured
     if not _FEWEST <= count <= len(images):
         raise ValueError(f"data set {name!r}: expected 2 to {len(images)} images to measure, got {count}")

@@ -184,6 +184,8 @@ def test_what_is_not_there_is_named(loaded: Denoiser, data: dict[str, DataSet], 
         measure(loaded, data, [Intervention("zero", (Site("transformer_blocks.1.attn", 0),))])
     with pytest.raises(ValueError, match="has heads 0 to 4"):
         measure(loaded, data, zeroed(loaded, 5))
+    with pytest.raises(ValueError, match="got n=0"):
+        measure(loaded, data, zeroed(loaded, 0), images=0)
     with pytest.raises(ValueError, match="no intervention 'zeor'; did you mean 'zero'"):
         Intervention("zeor", (Site("a"),))
     with pytest.raises(ValueError, match="families: unknown 'layr'; did you mean 'layer'"):
@@ -211,3 +213,8 @@ def test_a_data_set_of_tensors(loaded: Denoiser) -> None:
             data_set_of("mine", wrong)
     with pytest.raises(ValueError, match="expected 2 to 11 images to measure, got 12"):
         data_set_of("mine", images, measured=12)
+    with pytest.raises(ValueError, match=r"expected floating-point images, got torch\.uint8"):
+        data_set_of("mine", (images > 0).byte())
+    with pytest.raises(ValueError, match=r"expected images in \[-1, 1\], got 0 to 255"):
+        data_set_of("mine", (images > 0) * 255.0, denoiser=loaded)
+    assert data_set_of("latents", images * 5, label=1).measured.images.abs().max() > 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,6 +189,8 @@ def test_the_frame_has_a_row_per_head_timestep_and_data_set(dit: Denoiser) -> No
     assert profiles.timesteps == (999, 666, 332)
     assert len(frame) == 2 * 3 * 10
     assert not frame.duplicated(["layer", "head", "dataset", "t"]).any()
+    alone = profile_heads(dit, data["natural"], timesteps=3, images=6).frame()
+    pd.testing.assert_frame_equal(alone, frame[frame["dataset"] == "natural"].reset_index(drop=True))
     assert list(frame.columns[:5]) == ["layer", "layer_index", "head", "dataset", "t"]
     assert {*MEASURES, *PROBES, *(f"{name}_p" for name in PROBES), f"{POSITION}_score"} <= set(frame.columns)
     row = frame[(frame["layer"] == "transformer_blocks.1.attn1") & (frame["head"] == 3)]
