@@ -14,8 +14,6 @@ from circuits.head_functions import register_intervention
 from circuits.interventions import Mode
 from circuits.sites import find_sites
 
-torch.set_num_threads(1)  # the models are so small that threads only cost
-
 SIZE = 14
 IMAGES = 7
 REFERENCES = 11

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,14 +32,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     DDPMPipeline(unet=network, scheduler=DDPMScheduler()).save_pretrained(root / "my_pipeline")
     save_pictures(root / "my_images", 16)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lines_of(block: Block) -> list[str]:

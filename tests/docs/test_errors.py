@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -43,14 +43,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "run.json").write_text('{"schema_version": 1, "plan": "0123456789abcdef"}')
     pd.DataFrame({"trial_id": []}).to_parquet(run / "trials.parquet")
     return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

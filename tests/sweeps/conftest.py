@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import launch
 from sweeps.config import Config
@@ -15,15 +14,6 @@ from tests.sweeps.tiny import composed, save_pictures, save_pipeline
 
 Configure = Callable[..., Config]
 Said = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for one another cost this model a hundredfold on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
