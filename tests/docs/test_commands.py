@@ -11,7 +11,8 @@ import pytest
 
 import launch
 from sweeps.composition import register
-from tests.docs.pages import PAGES, ROOT, Block, blocks, prose, shell_lines
+from sweeps.config import RUN_MODES
+from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks, prose, shell_lines
 
 MULTIRUN = ("--multirun", "-m")
 ASKING = ("--cfg", "-c", "--info", "-i", "--package", "-p")
@@ -109,6 +110,11 @@ def test_a_command_can_be_given(block: Block, line: str) -> None:
 @pytest.mark.parametrize(("page", "line"), inline_commands(), ids=[f"{p} {line}"[:90] for p, line in inline_commands()])
 def test_a_command_in_a_sentence_can_be_given(page: str, line: str) -> None:
     check(line)
+
+
+def test_the_page_of_settings_names_every_mode() -> None:
+    (row,) = re.findall(r"^\| `mode` \|.*$", (DOCS / "settings.md").read_text(), re.MULTILINE)
+    assert set(RUN_MODES) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_a_wrong_command_is_found() -> None:
