@@ -85,7 +85,10 @@ def _data(run: ReportedRun) -> Iterator[str]:
         what = _SOURCES.get(str(sources.get(name)), "images")
         most = int(run.cells.loc[run.cells["dataset"] == name, "most"].max())
         held_out = ", held out from training" if known.get("held_out") is True else ""
-        yield f"The data set {name} has {most:,} {what}{held_out}."
+        if set(run.cells["protocol"]) == {"sample"}:
+            yield f"For the data set {name} ({what}), {wording.count(most, 'image')} were generated."
+        else:
+            yield f"The data set {name} has {most:,} {what}{held_out}."
 
 
 def _interventions(run: ReportedRun) -> Iterator[str]:

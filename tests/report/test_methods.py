@@ -102,6 +102,8 @@ def test_methods_of_generated_images(small_run: Path) -> None:
     trials.assign(protocol="sample").to_parquet(small_run / "trials.parquet")
     text = said_of(changed(small_run, model={"guidance": 4.0}))
     assert "measured on images generated from fixed seeds" in text
+    assert "For the data set synthetic_faces (images), 64 images were generated." in text
+    assert "held out" not in text, "none of its images were measured"
     assert "classifier-free guidance [@ho2022] of scale 4" in text
     assert "noise of its own" not in text
 
