@@ -76,7 +76,7 @@ def typeset(table: Table) -> str:
         [
             r"\begin{table}[htbp]",
             r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{escape(table.caption)}.}}",
+            rf"\caption{{{escape(table.caption)}.}}\smallskip",  # the standard classes put no room below a caption
             rf"\label{{tab:{table.name}}}",
             rf"\begin{{tabular}}{{{layout}}}",
             r"\toprule",

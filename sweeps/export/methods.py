@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from circuits.statistics.signflip import EXACT_BELOW
-from sweeps.config import as_list
-from sweeps.export.tables import unfinished
+from sweeps.export.tables import families, unfinished
 from sweeps.report import wording
 from sweeps.report.controls import read_controls
 from sweeps.report.profiled import read_profiled
 from sweeps.report.registration import margin, most_images, registration
 from sweeps.report.reported_run import ReportedRun, mapping
-from sweeps.rounds import family_labels
 
 _SOURCES = {
     "synthetic_faces": "generated faces",
@@ -52,7 +50,6 @@ _CORRECTIONS = {
     "by": "p-values were adjusted by Benjamini and Yekutieli [@benjamini2001] over all trials",
     "e-bh": "e-values were adjusted by e-BH [@wang2022] over all trials",
 }
-_AXES = {"layer": "layer", "window": "window", "mode": "mode", "dataset": "data set"}
 _PACKAGES = ("circuit-sweep", "torch", "diffusers", "ray")
 
 
@@ -159,7 +156,7 @@ def _search(run: ReportedRun) -> Iterator[str]:
 def _inference(run: ReportedRun) -> Iterator[str]:
     said, stats = registration(run), run.stats
     yield _TESTS[said.statistic]
-    family = f" ({_families(run)})" if said.corrected == "hierarchical" else ""
+    family = f" ({families(run)})" if said.corrected == "hierarchical" else ""
     yield f"{_CORRECTIONS[said.corrected]}{family}, at a level of {100 * stats.alpha:g}%."
     apart = "" if run.stops_early else ", negligibility over all trials by Benjamini and Hochberg [@benjamini1995]"
     yield (
@@ -180,15 +177,6 @@ def _inference(run: ReportedRun) -> Iterator[str]:
             yield f"Trials whose unadjusted p of an effect below the margin fell to {stats.futility:g} were given up."
     elif len(run.cells):
         yield f"Every trial was measured on all of its images ({wording.between(run.cells['n'])})."
-
-
-def _families(run: ReportedRun) -> str:
-    """How many there are, and in what trials of one are alike."""
-    axes = as_list(mapping(run.config.get("stats")).get("families", ["layer", "window"]), "stats.families")
-    confirmed = "phase" in run.trials and (run.trials["phase"] == "confirm").any()  # one family, whatever the axes
-    count = 1 if confirmed else len(set(family_labels(run.cells, axes)))
-    alike = f": trials alike in {wording.listing(_AXES[axis] for axis in axes)}" if axes and not confirmed else ""
-    return f"{count:,} families{alike}" if count > 1 else "one family"
 
 
 def _contrasts(run: ReportedRun) -> Iterator[str]:

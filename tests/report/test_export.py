@@ -128,6 +128,7 @@ def test_every_table_has_its_caption_and_footnotes_beside_the_numbers(full: Path
     heads = " ".join(notes.loc[notes["table"] == "heads", "footnote"])
     for said in ("noise_mse", "95% CI", "n: images", "Test: one-sided", "Benjamini", "−4.76% to +5%", "Stopping rule"):
         assert said in heads
+    assert "Corrected within 4 families: trials alike in layer and window." in heads
     contrasts = notes.loc[notes["table"] == "contrasts", "footnote"].tolist()
     assert contrasts[0] == "Windows: 0: t 999–500, 1: t 499–0."
 
