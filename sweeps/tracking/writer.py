@@ -60,6 +60,8 @@ class RunWriter:
             with as_found(self.target.wandb_dir):
                 folder = self._patience.call(lambda: write_run(content, self.target), patience * self.target.timeout)
         except Exception as error:
+            for torn in self.target.wandb_dir.glob(f"offline-run-*-{content.id}*"):
+                shutil.rmtree(torn, ignore_errors=True)
             self.count(error)
             return None
         self._in_a_row = 0

@@ -15,7 +15,7 @@ from wandb.sdk import wandb_setup
 
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
 from sweeps.tracking.settings import one_line
-from tests.tracking.runs import KEY, OFFLINE, make_run, record
+from tests.tracking.runs import KEY, OFFLINE, folders, make_run, record
 
 
 def test_wandb_that_raises_costs_nothing_but_the_log(run_dir, monkeypatch):
@@ -81,6 +81,7 @@ def test_a_service_that_hangs_is_replaced(run_dir):
     outcome = tracker.finish()
     assert (outcome.logged, outcome.failed) == (3, 1)
     assert service.wait(60) == -signal.SIGKILL
+    assert len(folders(run_dir, "trial")) == 3, "what the hanging service left of a run is not uploaded beside it"
 
 
 PROCESS = """
