@@ -221,9 +221,9 @@ def _abandon_service() -> None:
     with suppress(Exception):
         connection = wandb_setup._singleton._connection  # type: ignore[union-attr]
         wandb_setup._singleton = None
-        finalizer = connection._finalizer  # type: ignore[union-attr]
-        finalizer._queue.put(None)  # else its thread writes to what is gone
-        finalizer._thread.join(1)
+        # Its clean-up thread writes to what is gone, now or at exit, and prints a traceback of that.
+        if finalizer := getattr(connection, "_finalizer", None):
+            finalizer._thread._invoke_excepthook = lambda _: None
         process = connection._proc._process  # type: ignore[union-attr]
         process.kill()
         connection._cleanup()  # type: ignore[union-attr,misc]

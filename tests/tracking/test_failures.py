@@ -9,11 +9,15 @@ import sys
 import threading
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import wandb
+from wandb.proto.wandb_server_pb2 import ServerRequest
 from wandb.sdk import wandb_setup
+from wandb.sdk.lib.service.service_finalizer import ServiceFinalizer
 
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
+from sweeps.tracking.client import _abandon_service
 from sweeps.tracking.settings import one_line
 from tests.tracking.runs import KEY, OFFLINE, folders, make_run, record
 
@@ -82,6 +86,29 @@ def test_a_service_that_hangs_is_replaced(run_dir):
     assert (outcome.logged, outcome.failed) == (3, 1)
     assert service.wait(60) == -signal.SIGKILL
     assert len(folders(run_dir, "trial")) == 3, "what the hanging service left of a run is not uploaded beside it"
+
+
+def test_the_clean_up_thread_of_an_abandoned_service_says_nothing(monkeypatch):
+    """However late it comes to run: its traceback stood beside our one line."""
+    tracebacks: list[Any] = []
+    killed = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+
+    def send(_: Any) -> None:
+        killed.wait()
+        raise ConnectionResetError("Connection lost")
+
+    finalizer = ServiceFinalizer(Mock(run=send), Mock())
+    finalizer._queue.put(ServerRequest(request_id="clean up"))
+    process = Mock(kill=killed.set)
+    connection = Mock(_finalizer=finalizer, _proc=Mock(_process=process))
+    monkeypatch.setattr(wandb_setup, "_singleton", Mock(_connection=connection))
+    _abandon_service()
+    finalizer._thread.join(60)
+    assert not finalizer._thread.is_alive()
+    assert not tracebacks
+    process.wait.assert_called_once()
+    connection._cleanup.assert_called_once()
 
 
 PROCESS = """
