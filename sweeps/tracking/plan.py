@@ -83,7 +83,8 @@ class Plan:
         return self.run_id("group", key, f"L{key[1]}", f"w{key[2]}", *key[5:])
 
     def summary_id(self) -> str:
-        return self.run_id("summary", None)
+        """First by name: so `wandb leet` lists the runs of one second, of which the newest come first."""
+        return self.run_id("all", None, "summary")
 
     def run_id(self, kind: str, key: Any, *readable: Any) -> str:
         """The same for the same run name and key, anywhere, for ever: uploading twice overwrites.

@@ -14,9 +14,7 @@ from sweeps.tracking.settings import one_line
 
 ERRORS_IN_A_ROW = 5
 HANGS = 2
-FOLDER = re.compile(
-    r"offline-run-\d+_\d+-(?P<id>(trial|group|head|layer|records|summary)-([^/]+-)?[0-9a-f]{16})(-\d+)?"
-)
+FOLDER = re.compile(r"offline-run-\d+_\d+-(?P<id>(all|trial|group|head|layer|records)-([^/]+-)?[0-9a-f]{16})(-\d+)?")
 
 
 class RunWriter:

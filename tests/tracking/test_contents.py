@@ -159,6 +159,7 @@ def test_the_summary_holds_effects_ranking_maps_figures_and_the_report(run_dir, 
 
     (folder,) = folders(run_dir, "summary")
     seen = Seen(folder)
+    assert seen.run["run_id"] == min(ids(run_dir, "")), "so wandb leet lists the runs of a second"
     assert seen.run["job_type"] == "summary"
     assert seen.run["run_group"] == seen.run["display_name"] == run_dir.name
     assert (seen.config["sweep"], seen.config["revision"], seen.config["metric"]) == (run_dir.name, "abc", "noise_mse")

@@ -125,7 +125,7 @@ def test_online_and_offline_then_synced_arrive_alike(tmp_path, server, monkeypat
         assert arrived(later) == seen
 
     kinds = [name.partition("-")[0] for name in seen]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"trial": 4, "head": 2, "records": 1, "summary": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"trial": 4, "head": 2, "records": 1, "all": 1}
     assert all(run["complete"] for run in seen.values())
     trial = next(run for run in seen.values() if run["config"].get("trial_id") == "trial003")
     assert trial["summary"]["verdict"] == "degraded"
@@ -146,10 +146,10 @@ def test_the_run_directory_is_versioned_with_its_lineage(tmp_path, server):
     runs = {name.partition("-")[0]: run for name, run in server.runs.items()}
     assert names(server, runs["records"].used) == {"model/model-tiny_faces", "dataset/data-None", "plan/plan-lineage"}
     assert names(server, runs["records"].made) == {"records/records-lineage"}
-    assert names(server, runs["summary"].used) == {"plan/plan-lineage", "records/records-lineage"}
-    assert names(server, runs["summary"].made) == {"effects/effects-lineage", "report/report-lineage", "run_table"}
+    assert names(server, runs["all"].used) == {"plan/plan-lineage", "records/records-lineage"}
+    assert names(server, runs["all"].made) == {"effects/effects-lineage", "report/report-lineage", "run_table"}
     (records,) = runs["records"].made
-    assert records in runs["summary"].used, "one and the same version"
+    assert records in runs["all"].used, "one and the same version"
     sent = {path.rpartition("/")[2] for path in server.uploads if path.startswith("/artifact/")}
     assert {"trials.parquet", "config.yaml", "effects.parquet", "run.json", "index.html", "model.json"} <= sent
     assert [path for path in server.uploads if path.startswith(f"/artifact/{records}/")] == [
