@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import tempfile
@@ -55,6 +56,7 @@ def write_run(content: RunContent, target: Target) -> Path:
         settings=_lean_settings(target),
     )
     folder = Path(run.settings.sync_dir)
+    os.environ["WANDB_DATA_DIR"] = str(folder)  # what wandb stages of its artifacts goes when the run goes
     media = _media(content)
     try:
         _define_metrics(run, content)

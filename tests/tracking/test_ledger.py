@@ -32,9 +32,11 @@ def test_only_what_is_missing_is_logged(run_dir):
     assert set(folders(run_dir, "trial")) > {folder for folder in before if "trial" in folder.name}
     assert [line["content"] for line in ledger(run_dir) if line["run"].startswith("trial")] == ["15", "15"]
 
+    staged = len(list((run_dir / "wandb").rglob("staging/*")))
     record(run_dir, 0, units=range(UNITS, 7), part="more-images")
     assert track_from_records(run_dir, OFFLINE).logged == 2
     assert len(folders(run_dir, "trial")) == 2, "the earlier state of a trial makes way"
+    assert len(list((run_dir / "wandb").rglob("staging/*"))) == staged + 2, "and so does what was staged of its sweep"
     assert Seen(trial_folder(run_dir, "trial000")).summary["units"] == 7
 
 
