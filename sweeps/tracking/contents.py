@@ -86,6 +86,11 @@ class RunContent:
     uses: Sequence[Artifact] = ()
     makes: Sequence[Artifact] = ()
 
+    @property
+    def has_artifacts(self) -> bool:
+        """Tables are artifacts too."""
+        return any((self.tables, self.bars, self.lines, self.uses, self.makes))
+
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}

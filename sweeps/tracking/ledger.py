@@ -26,6 +26,8 @@ class Entry:
     path: str
     """Its directory, relative to the run directory."""
     uploaded: bool = False
+    staged_in: str = ""
+    """The run directory by its whole path, where the run has artifacts: wandb finds their files by whole paths."""
 
 
 class Ledger:

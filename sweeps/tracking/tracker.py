@@ -267,7 +267,7 @@ class WandbTracker(Tracker):
     def _left_on_disk(self) -> list[Path]:
         """Runs of earlier calls that were not uploaded. The ledger learns of those that were, by hand, since."""
         entries = [entry for entry in self._writer.ledger.entries.values() if not entry.uploaded]
-        folders = [folder for entry in entries if (folder := self._plan.run_dir / entry.path).is_dir()]
+        folders = [self._plan.run_dir / entry.path for entry in entries if self._writer.can_upload(entry)]
         uploaded = [folder for folder in folders if is_uploaded(folder)]
         self._mark_uploaded(uploaded)
         return [folder for folder in folders if folder not in uploaded]

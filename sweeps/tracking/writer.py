@@ -23,6 +23,7 @@ class RunWriter:
         self.ledger = ledger
         self.errors: list[str] = []
         self._patience = Patience()
+        self._place = str(target.run_dir.resolve())
         self._in_a_row = 0
         self._hangs = 0
         target.wandb_dir.mkdir(exist_ok=True)
@@ -40,7 +41,11 @@ class RunWriter:
         entry = self.ledger.entries.get(run_id)
         if entry is None or entry.content != content:
             return False
-        return entry.uploaded or (self.target.run_dir / entry.path).is_dir()
+        return entry.uploaded or self.can_upload(entry)
+
+    def can_upload(self, entry: Entry) -> bool:
+        """Whether the run is on disk, with its artifacts: a run directory that moved has lost them to `wandb sync`."""
+        return entry.staged_in in ("", self._place) and (self.target.run_dir / entry.path).is_dir()
 
     def shows(self, run_id: str, rows: int) -> bool:
         """Whether the run shows this many measurements, with or without what was found of them."""
@@ -65,7 +70,8 @@ class RunWriter:
         self._in_a_row = 0
         self._folders[content.id] = [folder]
         path = folder.relative_to(self.target.run_dir).as_posix()
-        self.ledger.add(Entry(content.id, content.content, content.trials, path))
+        staged_in = self._place if content.has_artifacts else ""
+        self.ledger.add(Entry(content.id, content.content, content.trials, path, staged_in=staged_in))
         return folder
 
     def count(self, error: Exception) -> None:

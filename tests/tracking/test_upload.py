@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
 from tests.tracking.api import Server, serving
-from tests.tracking.runs import KEY, OFFLINE, effect, ids, make_run, record, write_effects
+from tests.tracking.runs import KEY, OFFLINE, effect, folders, ids, make_run, record, write_effects
 
 
 def log_in(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +168,20 @@ def test_the_run_directory_is_versioned_with_its_lineage(tmp_path, server):
     assert not {"trials.parquet", "config.yaml", "index.html", "trial000-trial001-trial002-trial003.parquet"} & sent
     trial = next(run for run in server.runs.values() if run.config.get("trial_id") == "trial003")
     assert (len(trial.history), trial.history[0]["noise_mse/percent"], trial.summary["percent"]) == (1, 33.0, 33.0)
+
+
+def test_a_run_directory_that_moved_is_uploaded_with_its_artifacts(tmp_path, server):
+    """wandb finds their files by whole paths: `wandb sync` of what moved loses them and says nothing."""
+    run_dir = finished(tmp_path / "container" / "same")
+    track_from_records(run_dir, OFFLINE)
+    trials = set(folders(run_dir, "trial"))
+    moved = (tmp_path / "host").resolve() / "same"
+    shutil.copytree(run_dir, moved)
+    shutil.rmtree(run_dir)
+    assert track_from_records(moved, TrackerSettings()).uploaded == 8
+    assert len(server.artifacts) == 9
+    assert server.committed == set(server.artifacts)
+    assert {folder.name for folder in folders(moved, "trial")} == {folder.name for folder in trials}
 
 
 def test_many_records_are_listed_instead_of_uploaded(run_dir, monkeypatch):
