@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def _tables(plan: Plan, effects: pd.DataFrame, samples: bool) -> tuple[dict[str,
         rest = [name for name in effects if name not in first and name not in REST and name != "trial_id"]
         order = [*first, *rest, *(name for name in REST if name in effects), "trial_id"]
         ranked = effects.sort_values("percent", ascending=False, kind="stable") if "percent" in effects else effects
+        # Else a metric that scatters more would fill what is shown of many trials.
+        ranked = ranked.sort_values("metric", key=lambda metric: metric != plan.metric, kind="stable")
         tables[EFFECTS] = _rows(ranked[order], plan if samples else None)
         notes.append(thinned("effects", len(effects), WHOLE, TABLE_ROWS))
     for name in ("heads", "comparisons"):
@@ -138,7 +141,7 @@ def _strongest(plan: Plan, primary: pd.DataFrame) -> list[Picture]:
         return []
     degraded = primary[primary["verdict"] == "degraded"].sort_values("percent", ascending=False, kind="stable")
     pictures = (samples_of(plan, trial) for trial in degraded["trial_id"])
-    return [picture for picture in pictures if picture][:STRONGEST_SAMPLES]
+    return list(islice((picture for picture in pictures if picture), STRONGEST_SAMPLES))
 
 
 def _windows(primary: pd.DataFrame) -> list[dict[str, float]]:

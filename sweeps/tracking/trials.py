@@ -88,7 +88,7 @@ def group_run(plan: Plan, key: Key, measured: Mapping[str, Measured], outcomes: 
 
 def thinned(what: str, rows: int, rest: str, kept: int) -> str:
     """A note where a table does not show everything."""
-    return "" if rows <= kept else f"{what}: the {kept:,} strongest of {rows:,} rows; {rest}."
+    return "" if rows <= kept else f"{what}: the first {kept:,} of {rows:,} rows; {rest}."
 
 
 def _at(axes: Axes) -> dict[str, float]:

@@ -215,11 +215,12 @@ def test_columns_of_a_table_can_be_sorted(run_dir):
 
 def test_a_table_that_is_too_long_says_so(run_dir, monkeypatch):
     record(run_dir, 0, 1)
-    write_effects(run_dir, effect(0, 25.0, "degraded"), effect(1, 31.0, "degraded"))
-    monkeypatch.setattr("sweeps.tracking.summary.TABLE_ROWS", 1)
+    wild = effect(0, 90.0, "degraded", "edge")
+    write_effects(run_dir, wild, effect(0, 25.0, "degraded"), effect(1, 31.0, "degraded"))
+    monkeypatch.setattr("sweeps.tracking.summary.TABLE_ROWS", 2)
     content = summary_run(Plan.read(run_dir), 2, samples=False)
-    assert [row[1] for row in content.tables["tables/effects"].rows] == [31.0]
-    assert content.notes == "effects: the 1 strongest of 2 rows; the whole table is in the artifact of effects."
+    assert [row[1] for row in content.tables["tables/effects"].rows] == [31.0, 25.0], "of the registered metric"
+    assert content.notes == "effects: the first 2 of 3 rows; the whole table is in the artifact of effects."
 
 
 def test_maps_are_figures_that_plotly_draws(tmp_path):
