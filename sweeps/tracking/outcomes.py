@@ -47,15 +47,16 @@ class Outcomes:
 
     def of(self, trial: str) -> dict[str, dict[str, Any]]:
         """Of every metric what is known; numbers are finite."""
-        found: dict[str, dict[str, Any]] = {}
-        for line in self._lines.get(trial, ()):
-            values = {name: cell(self._values[name][line]) for name in self._columns}
-            found[str(self._values["metric"][line])] = {k: v for k, v in values.items() if v is not None}
-        return found
+        return {str(self._values["metric"][line]): self._known(line) for line in self._lines.get(trial, ())}
 
     def primary(self, trial: str) -> dict[str, Any]:
         """Of the registered metric."""
-        return self.of(trial).get(self.metric, {})
+        lines = (line for line in self._lines.get(trial, ()) if self._values["metric"][line] == self.metric)
+        return next(map(self._known, lines), {})
+
+    def _known(self, line: int) -> dict[str, Any]:
+        values = ((name, cell(self._values[name][line])) for name in self._columns)
+        return {name: value for name, value in values if value is not None}
 
     def digest(self, trials: Sequence[str]) -> str:
         """Identifies what is known of these trials; empty where nothing is."""
