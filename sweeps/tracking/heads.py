@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from sweeps.tracking.plan import (
     shown_axes,
     shown_tags,
     timestep,
+    trial_name,
     where,
     window,
 )  # fmt: skip
@@ -65,7 +65,7 @@ def _head_run(plan: Plan, key: Key, trials: list[str], outcomes: Outcomes) -> Ru
         tags=shown_tags(PREFIX, axes["mode"], axes["dataset"], axes["protocol"], axes["level"], where(axes)),
         history=history,
         summaries={f"{PREFIX}/*": "max,mean", f"{INTERVAL}/*": ""},
-        summary=_strongest_window(plan, {trial: of.get(outcomes.metric, {}) for trial, of in found.items()}),
+        summary=outcomes.strongest(trials, lambda trial: window(plan.trials[trial])),
     )
 
 
@@ -96,20 +96,8 @@ def _layer_run(plan: Plan, key: Key, members: list[list[str]], outcomes: Outcome
         tags=shown_tags(PREFIX, axes["mode"], axes["dataset"], axes["protocol"], where(axes)),
         history=history,
         summaries={f"{PREFIX}/*": "max,mean"},
-        summary=_strongest_window(plan, {trial: outcomes.primary(trial) for trial in every}),
+        summary=outcomes.strongest(every, lambda trial: trial_name(plan.trials[trial])),
     )
-
-
-def _strongest_window(plan: Plan, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the trial that degrades most: the verdict, its interval and q, and its window."""
-    known = {trial: outcome for trial, outcome in found.items() if outcome}
-    if not known:
-        return {}
-    trial = max(known, key=lambda trial: known[trial].get("percent", -math.inf))
-    kept = ("verdict", "percent", "ci_low", "ci_high", "q")
-    strongest = {name: known[trial][name] for name in kept if name in known[trial]}
-    degraded = sum(outcome.get("verdict") == "degraded" for outcome in known.values())
-    return strongest | {"strongest": window(plan.trials[trial]), "degraded": degraded}
 
 
 def _without_head(key: Key) -> Key:

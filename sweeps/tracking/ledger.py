@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -60,6 +61,13 @@ class Ledger:
 
     def close(self) -> None:
         self._file.close()
+
+
+def kinds_written(run_dir: Path) -> set[str]:
+    """What the runs that were written begin their ids with: trial, head, ... Read whoever holds the ledger."""
+    path = run_dir / FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return set(re.findall(r'"run": "([a-z]+)-', text))
 
 
 def _lock(file: TextIO) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,17 @@ class Outcomes:
     def _known(self, line: int) -> dict[str, Any]:
         values = ((name, cell(self._values[name][line])) for name in self._columns)
         return {name: value for name, value in values if value is not None}
+
+    def strongest(self, trials: Iterable[str], name: Callable[[str], str]) -> dict[str, Any]:
+        """For the run table: how many of these trials are degraded, and the one that is most, by its name."""
+        found = {trial: outcome for trial in trials if (outcome := self.primary(trial))}
+        if not found:
+            return {}
+        trial = max(found, key=lambda trial: found[trial].get("percent", -math.inf))
+        kept = ("verdict", "percent", "ci_low", "ci_high", "q")
+        shown = {key: found[trial][key] for key in kept if key in found[trial]}
+        degraded = sum(outcome.get("verdict") == "degraded" for outcome in found.values())
+        return shown | {"strongest": name(trial), "degraded": degraded}
 
     def digest(self, trials: Sequence[str]) -> str:
         """Identifies what is known of these trials; empty where nothing is."""

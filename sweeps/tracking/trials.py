@@ -62,10 +62,12 @@ def group_run(plan: Plan, key: Key, measured: Mapping[str, Measured], outcomes: 
     controls = is_control(first)
     trials = sorted(measured, key=lambda trial: _strength(measured[trial]), reverse=True)
     metrics = sorted({metric for found in measured.values() for metric in found.metrics})
-    strongest: dict[str, float] = {}
+    highest: dict[str, float] = {}
     for metric in metrics:
         percents = [found.metrics[metric].percent for found in measured.values() if metric in found.metrics]
-        strongest[f"{metric}/percent_max"] = max((p for p in percents if math.isfinite(p)), default=math.nan)
+        highest[f"{'control/' if controls else ''}{metric}/percent_max"] = max(
+            (p for p in percents if math.isfinite(p)), default=math.nan
+        )
     verdicts = [outcomes.primary(trial).get("verdict") for trial in trials]
     counts = {f"verdicts/{verdict}": verdicts.count(verdict) for verdict in dict.fromkeys(verdicts) if verdict}
     rows = sum(found.rows for found in measured.values())
@@ -79,8 +81,8 @@ def group_run(plan: Plan, key: Key, measured: Mapping[str, Measured], outcomes: 
         config=shown_axes(plan, {**axes, "model": first.get("model")}) | {"trials": len(trials)},
         tags=shown_tags("group", "control" if controls else "", where(axes), window(axes)),
         notes=thinned("table", len(trials), "the plan's and the effects' artifacts hold all of them", TABLE_ROWS),
-        history=[_at(axes) | finite(strongest)],
-        summary=counts,
+        history=[_at(axes) | finite(highest)],
+        summary=counts | outcomes.strongest(trials, lambda trial: trial_name(plan.trials[trial])),
         pictures={"samples": _samples(plan, trials, limit=GROUPED_SAMPLES)} if samples else {},
         tables={"table": _trials_table(plan, trials[:TABLE_ROWS], measured, outcomes, metrics)},
     )

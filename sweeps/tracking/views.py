@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.tracking.heads import INTERVAL, PREFIX
+from sweeps.tracking.ledger import kinds_written
 from sweeps.tracking.maps import map_key
 from sweeps.tracking.outcomes import Outcomes
 from sweeps.tracking.plan import Plan, ablation, is_control
@@ -41,6 +42,10 @@ class Sweep:
     keys: tuple[tuple[str, str, str], ...]
     """Data set, protocol and mode of each map."""
     facts: dict[str, Any]
+    trials: str
+    """Kind of the runs that show trials: trial, or of many trials group."""
+    lines: str
+    """Kind of the runs that show them over the diffusion process: head, or of many heads layer."""
 
     @classmethod
     def of(cls, plan: Plan) -> Sweep:
@@ -56,7 +61,12 @@ class Sweep:
             "trials": len(trials),
             **{verdict: int(counts.get(verdict, 0)) for verdict in VERDICTS},
         }
-        return cls(plan.name, plan.sweep_id, plan.summary_id(), plan.metric, tuple(keys), facts)
+        written = kinds_written(plan.run_dir)
+        return cls(
+            plan.name, plan.sweep_id, plan.summary_id(), plan.metric, tuple(keys), facts,
+            trials="group" if "group" in written and "trial" not in written else "trial",
+            lines="layer" if "layer" in written and "head" not in written else "head",
+        )  # fmt: skip
 
 
 def workspace(sweeps: Sequence[Sweep], entity: str, project: str) -> ws.Workspace:
@@ -90,9 +100,9 @@ def workspace(sweeps: Sequence[Sweep], entity: str, project: str) -> ws.Workspac
 def report(sweeps: Sequence[Sweep], entity: str, project: str) -> wr.Report:
     """The same as a document, with a table of the sweeps at its head."""
     metric = sweeps[0].metric
-    of_sweeps = _runsets(sweeps, entity, project, "summary")
-    of_heads = _runsets(sweeps, entity, project, "head")
-    of_trials = _runsets(sweeps, entity, project, "trial")
+    of_sweeps = _runsets(sweeps, entity, project, lambda _: "summary")
+    of_heads = _runsets(sweeps, entity, project, lambda sweep: sweep.lines)
+    of_trials = _runsets(sweeps, entity, project, lambda sweep: sweep.trials)
     blocks: list[Any] = [
         wr.TableOfContents(),
         wr.MarkdownBlock(text=_table(sweeps)),
@@ -145,15 +155,15 @@ def _escaped(value: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", str(value))
 
 
-def _runsets(sweeps: Sequence[Sweep], entity: str, project: str, kind: str) -> list[wr.Runset]:
+def _runsets(sweeps: Sequence[Sweep], entity: str, project: str, kind: Callable[[Sweep], str]) -> list[wr.Runset]:
     return [
         wr.Runset(
             entity=entity,
             project=project,
-            name=f"{_words(sweep.name)} ({kind})",
-            filters=expr.And(_only(sweep), expr.Config("kind") == kind),
+            name=f"{_words(sweep.name)} ({kind(sweep)})",
+            filters=expr.And(_only(sweep), expr.Config("kind") == kind(sweep)),
             order=[wr.OrderBy(wr.SummaryMetric("percent"), ascending=False)],
-            run_settings={sweep.summary_id: wr.RunSettings(color=colour)} if kind == "summary" else {},
+            run_settings={sweep.summary_id: wr.RunSettings(color=colour)} if kind(sweep) == "summary" else {},
             pinned_columns=["run:displayName", *VISIBLE],
         )
         for sweep, colour in zip(sweeps, COLOURS)
@@ -192,8 +202,9 @@ def _head_lines(sweeps: Sequence[Sweep]) -> list[Any]:
     metric = sweeps[0].metric
     line: dict[str, Any] = {"x": "timestep", "y": [f"{PREFIX}/{metric}"], "title_x": "timestep", "title_y": "percent"}
     spread: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    what = "Layers, mean of their heads" if any(sweep.lines == "layer" for sweep in sweeps) else "Heads"
     return [
-        wr.LinePlot(title=f"Heads: degradation of {metric}", max_runs_to_show=LINES, **line),
+        wr.LinePlot(title=f"{what}: degradation of {metric}", max_runs_to_show=LINES, **line),
         wr.LinePlot(title="Sweeps: mean and range over heads", groupby=wr.Config("sweep"), **line, **spread),
         wr.LinePlot(title="Layers: mean and range over heads", groupby=wr.Config("layer"), **line, **spread),
         wr.LinePlot(
@@ -214,27 +225,32 @@ def _count_lines(sweeps: Sequence[Sweep]) -> list[Any]:
 
 
 def _bars(sweeps: Sequence[Sweep]) -> list[Any]:
-    percent = f"{sweeps[0].metric}/percent"
+    """Of a run per layer and window there is no more than these to group by, and of its trials the strongest."""
+    by_group = any(sweep.trials == "group" for sweep in sweeps)
+    percents: list[Any] = [f"{sweeps[0].metric}/percent"] if any(sweep.trials == "trial" for sweep in sweeps) else []
+    percents += [f"{sweeps[0].metric}/percent_max"] if by_group else []
+    axes = ("layer", "window", "sweep") if by_group else ("layer", "head", "window", "ablation", "dataset", "sweep")
     grouped = [
         wr.BarPlot(
-            title=f"By {axis}: mean and range",
-            metrics=[percent],
+            title=f"By {axis}: mean and range" + (" of the strongest trials" if by_group else ""),
+            metrics=percents,
             groupby=wr.Config(axis),
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
         )
-        for axis in ("layer", "head", "window", "ablation", "dataset", "sweep")
+        for axis in axes
     ]
     scatter = wr.ScatterPlot(
-        title="Every trial",
+        title="The strongest trials" if by_group else "Every trial",
         x=wr.SummaryMetric("timestep"),
         y=wr.SummaryMetric("percent"),
         z=wr.SummaryMetric("q"),
     )
-    axes: list[Any] = [wr.Config(axis) for axis in ("layer_index", "head", "window", "ablation", "dataset")]
+    columns = ("layer_index", "window") if by_group else ("layer_index", "head", "window", "ablation", "dataset")
+    shown: list[Any] = [*(wr.Config(column) for column in columns), wr.SummaryMetric("percent")]
     parallel = wr.ParallelCoordinatesPlot(
         title="From the axes to the effect",
-        columns=[wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in (*axes, wr.SummaryMetric("percent"))],
+        columns=[wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in shown],
     )
     return [*grouped, scatter, parallel]
 

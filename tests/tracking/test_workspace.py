@@ -13,6 +13,7 @@ import pytest
 
 from sweeps.config import ConfigError, RunConfig
 from sweeps.driver import execute
+from sweeps.tracking import track_from_records
 from sweeps.tracking.plan import Plan
 from sweeps.tracking.settings import TrackerSettings
 from sweeps.tracking.summary import summary_run
@@ -21,7 +22,7 @@ from sweeps.tracking.workspace import chosen_runs, make_workspace
 from tests.sweeps.tiny import ROOT, composed
 from tests.synthetic_run import Cell, write_run
 from tests.tracking.api import Server, serving
-from tests.tracking.runs import KEY, effect, make_run, record, write_effects
+from tests.tracking.runs import KEY, Seen, effect, folders, make_run, record, write_effects
 
 
 def sweep_in(run_dir: Path) -> Plan:
@@ -100,6 +101,30 @@ def test_the_report_names_both_sweeps_and_escapes_them(tmp_path):
     assert [name for name in names[1] if name.startswith("b")] == ["b (head)"]
     layouts = [panel["layout"] for panel in grids[0]["metadata"]["panelBankSectionConfig"]["panels"]]
     assert [(layout["x"], layout["w"]) for layout in layouts] == [(0, 12), (12, 12)]
+
+
+def test_of_many_trials_the_groups_and_layers_are_shown(tmp_path):
+    """There is no run of a trial, or of a head, that its charts could be drawn of."""
+    plan = sweep_in(tmp_path / "many")
+    track_from_records(plan.run_dir, TrackerSettings(mode="offline", max_trial_runs=1))
+    sweep = Sweep.of(plan)
+    spec = report([sweep], "", "p")._to_model().spec.model_dump(by_alias=True, exclude_none=True)
+    grids = [block["metadata"] for block in spec["blocks"] if block["type"] == "panel-grid"]
+    names = [runset["name"] for grid in grids for runset in grid["runSets"]]
+    assert dict.fromkeys(names) == dict.fromkeys(["many (summary)", "many (layer)", "many (group)"])
+    spec = workspace([sweep], "me", "p")._to_model().spec.model_dump(by_alias=True, exclude_none=True)
+    sections = {section["name"]: section for section in spec["section"]["panelBankConfig"]["sections"]}
+    *bars, _, parallel = panels(sections["By layer, mode and data set"])
+    assert bars == [("Bar Chart", ["noise_mse/percent_max"])] * 3
+    columns = [column["accessor"] for column in parallel[1]]
+    assert columns == ["config:layer_index.value", "config:window.value", "summary:percent"]
+    group = Seen(folders(plan.run_dir, "group-L2-w1")[0])
+    assert "noise_mse/percent_max" in group.history[0]
+    expected = {"percent": 30.0, "verdict": "degraded", "degraded": 2, "strongest": "mid.attn h1 zero t799-600"}
+    shown = {**group.summary, "strongest": group.summary["strongest"][: len(expected["strongest"])]}
+    assert expected.items() <= shown.items(), "for the run table, which is sorted by it"
+    layer = Seen(folders(plan.run_dir, "layer")[0])
+    assert (layer.summary["percent"], layer.summary["strongest"].split()[1]) == (30.0, "h1")
 
 
 def a_run(root: Path, name: str) -> Path:
