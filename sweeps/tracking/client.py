@@ -200,6 +200,9 @@ class Patience:
             _abandon_service()
             raise Hung(f"wandb did not answer within {timeout:g} s") from None
         if error is not None:
+            if _service_died():
+                _abandon_service()
+                raise ConnectionError("wandb's own process died") from error
             raise error
         return result
 
@@ -207,6 +210,8 @@ class Patience:
         if self._jobs is not None:
             self._jobs.put(None)
             self._jobs = None
+        if _service_died():
+            _abandon_service()
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
@@ -214,8 +219,15 @@ def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         job()
 
 
+def _service_died() -> bool:
+    with suppress(Exception):
+        process = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
+        return process.poll() is not None
+    return False
+
+
 def _abandon_service() -> None:
-    """End wandb's hanging service: at exit wandb waits for it without a limit. The next run starts a new one."""
+    """End wandb's service, which hangs or died: at exit wandb would wait for it. The next run starts a new one."""
     if "wandb" not in sys.modules:
         return
     from wandb.sdk import wandb_setup

@@ -88,6 +88,22 @@ def test_a_service_that_hangs_is_replaced(run_dir):
     assert len(folders(run_dir, "trial")) == 3, "what the hanging service left of a run is not uploaded beside it"
 
 
+def test_a_service_that_dies_is_replaced(run_dir):
+    """For want of memory, say: nothing else that is logged is lost."""
+    record(run_dir, 0, 1, 2)
+    tracker = open_tracker(run_dir, OFFLINE)
+    for trial in ("trial000", "trial001"):
+        tracker.trial_done(trial)
+        service = wandb_setup.singleton().ensure_service()._proc._process  # type: ignore[union-attr]
+        if trial == "trial001":
+            service.kill()
+            service.wait(60)
+        assert tracker.follow_once() == (trial == "trial000")
+    outcome = tracker.finish()
+    assert (outcome.logged, outcome.failed) == (3, 1)
+    assert outcome.errors == ("ConnectionError: wandb's own process died",)
+
+
 def test_the_clean_up_thread_of_an_abandoned_service_says_nothing(monkeypatch):
     """However late it comes to run: its traceback stood beside our one line."""
     tracebacks: list[Any] = []
