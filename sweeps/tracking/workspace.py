@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits.naming import nearest
 from sweeps.config import ConfigError, RunConfig
@@ -18,6 +18,9 @@ from sweeps.tracking.plan import Plan
 from sweeps.tracking.settings import TrackerSettings, login_exists, one_line
 from sweeps.tracking.upload import IMPATIENCE
 from sweeps.uris import is_uri
+
+if TYPE_CHECKING:
+    from sweeps.tracking.views import Sweep
 
 SENT = "workspace.json"
 """In the run directory: what was made, so that it is brought up to date the next time."""
@@ -39,7 +42,10 @@ def make_workspace(run: RunConfig, settings: TrackerSettings) -> str:
     plans = [Plan.read(path) for path in chosen_runs(run)]
     try:
         with as_found(plans[0].run_dir / "wandb", IMPATIENCE):
-            urls = Patience().call(lambda: _send(plans, settings), PATIENCE)
+            from sweeps.tracking.views import Sweep  # takes seconds, for which W&B need not answer
+
+            sweeps = [Sweep.of(plan) for plan in plans]
+            urls = Patience().call(lambda: _send(sweeps, plans[0].run_dir / SENT, settings), PATIENCE)
     except Hung as error:
         raise GaveOut(f"mode=workspace: {error}") from error
     except ConfigError:
@@ -73,16 +79,14 @@ def _named(key: str, name: str, root: str) -> Path:
     return open_run(key, name, root).directory.path
 
 
-def _send(plans: Sequence[Plan], settings: TrackerSettings) -> dict[str, str]:
+def _send(sweeps: Sequence[Sweep], path: Path, settings: TrackerSettings) -> dict[str, str]:
     import wandb
 
-    from sweeps.tracking.views import Sweep, report, workspace
+    from sweeps.tracking.views import report, workspace
 
     entity = settings.entity or wandb.Api().default_entity
     if not entity:
         raise ConfigError("tracker.entity: nothing given, and the login has no default; tracker.entity=...")
-    sweeps = [Sweep.of(plan) for plan in plans]
-    path = plans[0].run_dir / SENT
     key = " ".join([entity, settings.project, *(sweep.name for sweep in sweeps)])
     sent = _read(path)
     known = sent.get(key, {})
