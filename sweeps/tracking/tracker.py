@@ -101,6 +101,7 @@ class WandbTracker(Tracker):
         self._started, self._spent = time.monotonic(), 0.0
         self._waiting: set[str] = set()
         self._called: set[str] = set()
+        self._cut_short = False
         ablations = sum(not is_control(axes) for axes in plan.trials.values())
         self._by_group = settings.granularity == "group" or (
             settings.granularity == "auto" and ablations > settings.max_trial_runs
@@ -129,6 +130,7 @@ class WandbTracker(Tracker):
         if self._outcome is None:
             deadline = time.monotonic() + self._settings.finish_timeout
             self._index.scan()
+            self._cut_short = False
             self._outcomes = Outcomes.read(self._plan.run_dir, self._plan.metric)
             for_trials = deadline - FOR_HEADS * self._settings.finish_timeout
             self._guarded(lambda: self._log_recorded(self._recorded, for_trials, final=True))
@@ -215,9 +217,14 @@ class WandbTracker(Tracker):
         trials = self._index.in_order(trials)
         for start in range(0, len(trials), CHUNK):
             for trial, found in self._index.measure(trials[start : start + CHUNK]).items():
-                if self._writer.gave_up or time.monotonic() > deadline:
+                if self._is_over(deadline):
                     return
                 yield trial, found
+
+    def _is_over(self, deadline: float) -> bool:
+        over = self._writer.gave_up or time.monotonic() > deadline
+        self._cut_short |= over
+        return over
 
     def _log_whole(self) -> None:
         recorded = len(self._recorded())
@@ -226,7 +233,7 @@ class WandbTracker(Tracker):
 
     def _log_heads(self, deadline: float) -> None:
         for run in head_runs(self._plan, self._outcomes, self._settings.max_trial_runs):
-            if self._writer.gave_up or time.monotonic() > deadline:
+            if self._is_over(deadline):
                 return
             self._write(run)
 
@@ -298,6 +305,8 @@ class WandbTracker(Tracker):
             lines.append(f"Upload: wandb sync {outcome.directory}")
         if outcome.errors:
             lines.append(f"Failed attempts: {outcome.failed}, the first: {outcome.errors[0]}")
-        if outcome.pending or outcome.errors:
+        if outcome.pending:
             lines.append(f"{outcome.pending} recorded trials are not logged; mode=track logs what is missing.")
+        elif outcome.errors or self._cut_short:
+            lines.append("Every trial is logged, not all that was found of them; mode=track logs what is missing.")
         return "\n".join(lines)

@@ -19,7 +19,7 @@ from wandb.sdk.lib.service.service_finalizer import ServiceFinalizer
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
 from sweeps.tracking.client import _abandon_service
 from sweeps.tracking.settings import one_line
-from tests.tracking.runs import KEY, OFFLINE, folders, make_run, record
+from tests.tracking.runs import KEY, OFFLINE, effect, folders, make_run, record, write_effects
 
 
 def test_wandb_that_raises_costs_nothing_but_the_log(run_dir, monkeypatch):
@@ -155,7 +155,12 @@ def test_the_end_is_bounded(tmp_path):
     outcome = open_tracker(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).finish()
     assert (outcome.logged, outcome.pending, outcome.failed) == (0, 3, 0)
     assert "mode=track" in outcome.message
-    assert track_from_records(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).pending == 0
+    outcome = track_from_records(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6))
+    assert (outcome.pending, "mode=track" in outcome.message) == (0, False)
+    write_effects(run_dir, effect(0, 25.0, "degraded"))
+    outcome = open_tracker(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).finish()
+    assert (outcome.logged, outcome.pending) == (3, 0)
+    assert "not all that was found of them; mode=track" in outcome.message
 
 
 def test_an_error_becomes_one_short_line():
