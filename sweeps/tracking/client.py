@@ -197,14 +197,15 @@ class Patience:
             result, error = answers.get(timeout=timeout)
         except queue.Empty:
             self.close()
+            result, error = None, Hung(f"wandb did not answer within {timeout:g} s")
+        if error is None:
+            return result
+        if isinstance(error, TimeoutError):  # wandb's own wait for its service may end before this one
             _abandon_service()
-            raise Hung(f"wandb did not answer within {timeout:g} s") from None
-        if error is not None:
-            if _service_died():
-                _abandon_service()
-                raise ConnectionError("wandb's own process died") from error
-            raise error
-        return result
+        elif _service_died():
+            _abandon_service()
+            raise ConnectionError("wandb's own process died") from error
+        raise error
 
     def close(self) -> None:
         if self._jobs is not None:

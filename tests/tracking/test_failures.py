@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
+import pytest
 import wandb
 from wandb.proto.wandb_server_pb2 import ServerRequest
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.service.service_finalizer import ServiceFinalizer
 
 from sweeps.tracking import TrackerSettings, open_tracker, track_from_records
-from sweeps.tracking.client import _abandon_service
+from sweeps.tracking.client import Patience, _abandon_service
 from sweeps.tracking.settings import one_line
 from tests.tracking.runs import KEY, OFFLINE, effect, folders, make_run, record, write_effects
 
@@ -86,6 +87,16 @@ def test_a_service_that_hangs_is_replaced(run_dir):
     assert (outcome.logged, outcome.failed) == (3, 1)
     assert service.wait(60) == -signal.SIGKILL
     assert len(folders(run_dir, "trial")) == 3, "what the hanging service left of a run is not uploaded beside it"
+
+
+def test_a_service_that_wandb_itself_gave_up_is_abandoned(monkeypatch):
+    """At exit wandb waits for it without a limit."""
+    connection = Mock()
+    connection._proc._process.poll.return_value = None
+    monkeypatch.setattr(wandb_setup, "_singleton", Mock(_connection=connection))
+    with pytest.raises(TimeoutError, match="initialization"):
+        Patience().call(Mock(side_effect=TimeoutError("initialization")), 60)
+    connection._proc._process.kill.assert_called_once()
 
 
 def test_a_service_that_dies_is_replaced(run_dir):
