@@ -34,7 +34,7 @@ def is_uploaded(run: Path) -> bool:
 class Uploader:
     """One `wandb sync` at a time. A batch of which nothing arrives ends uploading for good: `failure` says why."""
 
-    def __init__(self, wandb_dir: Path, every: float, batch_timeout: float = 60.0) -> None:
+    def __init__(self, wandb_dir: Path, every: float, batch_timeout: float = 120.0) -> None:
         self.failure = ""
         self._log = wandb_dir / "sync.log"
         self._every = every
