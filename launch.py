@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from circuits.naming import nearest, nearest_folder
 from sweeps import completion, explanation, groups, multirun
 from sweeps.composition import config_folder, nearest_key, register, schema_keys, typed
-from sweeps.config import ConfigError
+from sweeps.config import Config, ConfigError
 
 GAVE_OUT, BAD_INPUT, FAILED_TRIALS, INTERRUPTED = 1, 2, 3, 130
 _GOES_ON = "what is recorded is kept, and the same command goes on from there"
@@ -96,19 +96,14 @@ def _run(flags: argparse.Namespace) -> int:
 
 def _launch(composed: DictConfig, began: list[str]) -> int:
     """Run one composed configuration; returns the exit code, and adds the name of its run directory to ``began``."""
-    from circuits.data.sources import DataError
-    from circuits.denoisers import ModelError
     from sweeps.records import GaveOut, RunDirectoryError
 
     try:
-        config = typed(composed)
-        from sweeps.driver import execute  # the report and the tracker: a mistyped key need not wait for them
-
-        return execute(config, began.append)
+        return _execute(typed(composed), began)
     except GaveOut as error:
         _say(f"{error}; {_GOES_ON}")
         return GAVE_OUT
-    except (ConfigError, DataError, ModelError, RunDirectoryError) as error:
+    except (ConfigError, RunDirectoryError) as error:
         _say(str(error))
         return BAD_INPUT
     except OSError as error:
@@ -119,6 +114,30 @@ def _launch(composed: DictConfig, began: list[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return INTERRUPTED
+    except _unloadable() as error:
+        _say(str(error))
+        return BAD_INPUT
+
+
+def _execute(config: Config, began: list[str]) -> int:
+    """What each mode needs is imported here: neither a mistyped key nor a look at a run need wait for torch."""
+    if config.mode == "status":
+        from sweeps.places import visiting
+        from sweeps.status import show_status
+
+        with visiting(config.run.root):
+            return show_status(config)
+    from sweeps.driver import execute
+
+    return execute(config, began.append)
+
+
+def _unloadable() -> tuple[type[Exception], ...]:
+    """What a model or a data set that cannot be used raises."""
+    from circuits.data.sources import DataError
+    from circuits.denoisers import ModelError
+
+    return DataError, ModelError
 
 
 def _complete(asked: Sequence[str]) -> bool:

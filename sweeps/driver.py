@@ -12,9 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from circuits.naming import nearest
 from circuits.shipped import SHIPPED
-from sweeps import standing
+from sweeps import places, standing
 from sweeps.adaptive import recall
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
@@ -24,7 +23,7 @@ from sweeps.follower import Follower
 from sweeps.interruption import interruptible
 from sweeps.measuring import INTERRUPTED, OK, measure
 from sweeps.partial import PartialReports
-from sweeps.places import fetch, held, names_at, run_at, visiting
+from sweeps.places import fetch, held, run_at, visiting
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
 from sweeps.plan_summary import print_plan, print_search_plan
 from sweeps.profiling import check_profiles, profiled_plan
@@ -35,13 +34,12 @@ from sweeps.report import write_report
 from sweeps.run import RunnerSpec, SubjectSpec, load_subject
 from sweeps.schedule.clusters import resolve_device
 from sweeps.standing import AGGREGATING, EXPLORING, FINISHED, REPORTING, TRACKING, Bulletin
-from sweeps.status import as_json, newest_run, print_status, read_status
+from sweeps.status import show_status
 from sweeps.summary import print_summary
 from sweeps.timings import LOADING, Timings
 from sweeps.tracking import TrackerSettings, track_from_records
 from sweeps.train_mode import check_trained, train_model
 from sweeps.units import unit_table
-from sweeps.uris import is_uri
 
 
 def execute(config: Config, began: Callable[[str], object] = str) -> int:
@@ -49,7 +47,7 @@ def execute(config: Config, began: Callable[[str], object] = str) -> int:
     modes: dict[str, Callable[[Config], int]] = {
         "run": functools.partial(run_sweep, began=began),
         "plan": plan_only,
-        "status": status,
+        "status": show_status,
         "track": track,
         "aggregate": analyse,
         "report": report,
@@ -138,21 +136,6 @@ def plan_only(config: Config) -> int:
         directory.write_frame(directory.trials, profiled_plan(config, subject, plan, directory).frame())
         runner = runner_spec(config, spec, directory)
         print_plan(Console(), config, subject, runner, plan, directory, loading)
-    return OK
-
-
-def status(config: Config) -> int:
-    """``mode=status``: how a run is doing; loads no model, takes no lock, writes nothing."""
-    if is_uri(config.run.root) and not config.run.name:
-        raise ConfigError(f"run.name: nothing given; in a store{nearest('', names_at(config.run.root))}")
-    directory = existing(config) if config.run.name else newest_run(Path(config.run.root).expanduser())
-    if directory is None:
-        raise ConfigError(f"run.root: expected a folder with runs, got {config.run.root!r}, which has none")
-    found = read_status(directory)
-    if config.run.as_json:
-        say(Console(), as_json(found))
-    else:
-        print_status(Console(), found)
     return OK
 
 
@@ -280,12 +263,7 @@ def existing(config: Config) -> RunDirectory:
         directory = run_at(config.run.root, config.run.name)
     else:
         directory = run_directory(config, planned(config, load(config)[0]))
-    fetch(directory)
-    if not directory.trials.is_file():
-        others = names_at(config.run.root)
-        raise ConfigError(f"run.name: no run {directory.where}{nearest(directory.path.name, others)}")
-    directory.read_run()  # refuses what a newer version wrote
-    return directory
+    return places.existing(directory, config.run.root)
 
 
 def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory) -> None:

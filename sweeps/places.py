@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from circuits.naming import nearest
+from sweeps.config import ConfigError
 from sweeps.locks import RunLock
 from sweeps.records import RunDirectory
 from sweeps.stores import Store
@@ -78,6 +80,20 @@ def fetch(directory: RunDirectory) -> None:
     """Have its files here, as they are in its store."""
     if isinstance(directory, StoredRun):
         directory.fetch()
+
+
+def existing(directory: RunDirectory, root: str) -> RunDirectory:
+    """The same, with its files here.
+
+    Raises:
+        ConfigError: it holds no run; others there are under the root.
+        RunDirectoryError: a newer version wrote it, or it is damaged.
+    """
+    fetch(directory)
+    if not directory.trials.is_file():
+        raise ConfigError(f"run.name: no run {directory.where}{nearest(directory.path.name, names_at(root))}")
+    directory.read_run()
+    return directory
 
 
 def check(directory: RunDirectory) -> None:

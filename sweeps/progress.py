@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console, Group
@@ -15,11 +16,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from circuits.statistics import percent
 from sweeps.phases import COMPARED
-from sweeps.plan import Trial
-from sweeps.records import Failure
 from sweeps.standing import MEASURING, Bulletin, Standing, Strong
+
+if TYPE_CHECKING:  # mode=status says things as a sweep does, and need not wait for torch
+    from sweeps.plan import Trial
+    from sweeps.records import Failure
 
 TOP = 10
 LINE_PERCENT = 5
@@ -207,7 +209,7 @@ class SweepProgress:
 
     def _percent(self, trial_id: str) -> float:
         """Degradation on the images so far."""
-        return float(percent(np.array([self._gain(trial_id)]))[0])
+        return 100 * float(np.expm1(self._gain(trial_id)))
 
     def _top(self) -> Table:
         table = Table.grid(padding=(0, 2))

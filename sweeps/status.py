@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from sweeps.gains import read_gains
+from circuits.naming import nearest
+from sweeps.config import Config, ConfigError
 from sweeps.locks import STALE_SECONDS
+from sweeps.places import existing, names_at, run_at
 from sweeps.progress import TOP, clock, gib, say
 from sweeps.records import RunDirectory, RunDirectoryError
 from sweeps.standing import (
@@ -33,6 +35,7 @@ from sweeps.standing import (
     Strong,
     read_standing,
 )
+from sweeps.uris import is_uri
 
 _LONGEST_CAUSE = 160
 _CAUSES = 5
@@ -72,6 +75,25 @@ class Status:
     report: str | None
     partial: bool
     command: str | None
+
+
+def show_status(config: Config) -> int:
+    """``mode=status``: says it, of the run that is named, or of the one that something happened in last."""
+    root, name = config.run.root, config.run.name
+    if name:
+        directory: RunDirectory | None = existing(run_at(root, name), root)
+    elif is_uri(root):
+        raise ConfigError(f"run.name: nothing given; in a store{nearest('', names_at(root))}")
+    else:
+        directory = newest_run(Path(root).expanduser())
+    if directory is None:
+        raise ConfigError(f"run.root: expected a folder with runs, got {root!r}, which has none")
+    found = read_status(directory)
+    if config.run.as_json:
+        say(Console(), as_json(found))
+    else:
+        print_status(Console(), found)
+    return 0
 
 
 def read_status(directory: RunDirectory, wall: Callable[[], float] = time.time) -> Status:
@@ -159,6 +181,8 @@ def from_records(directory: RunDirectory, about: dict[str, Any]) -> Standing:
 
 def strongest(directory: RunDirectory) -> tuple[Strong, ...]:
     """The ablations with the largest mean log ratio in the records, heads alone if there are any."""
+    from sweeps.gains import read_gains  # and scipy with it, where the driver said nothing
+
     trials = directory.read_frame(directory.trials)
     if "phase" in trials:
         trials = trials[trials["phase"] == "grid"]

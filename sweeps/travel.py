@@ -18,10 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.records import publish_bytes
-from sweeps.run import RunnerSpec, SubjectSpec
+
+if TYPE_CHECKING:  # working copies of stores lie beside what travelled; looking at one needs no torch
+    from sweeps.run import RunnerSpec, SubjectSpec
 
 PIECE_BYTES = 32 * 2**20
 _COMES_BACK = re.compile(r"(records/[0-9a-f]+-[0-9a-f]+\.parquet|samples/[0-9a-f]+\.png)")

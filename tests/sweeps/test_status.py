@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sweeps.config import Config, ConfigError
@@ -20,7 +23,7 @@ from sweeps.standing import read_standing
 from sweeps.status import Driver, is_running, lines, newest_run, read_driver, read_status
 from tests.sweeps.poison import poison
 from tests.sweeps.test_resume import started
-from tests.sweeps.tiny import command, launch, only_run
+from tests.sweeps.tiny import ROOT, command, environment, launch, only_run
 
 pytestmark = [pytest.mark.run, pytest.mark.usefixtures("no_report")]
 
@@ -142,6 +145,22 @@ def test_what_is_not_there_is_said_in_one_line(configure: Configure, tmp_path: P
     assert execute(configure("mode=plan", "run.name=faces")) == 0
     with pytest.raises(ConfigError, match=r"^run\.name: no run .*facse.*; did you mean 'faces'"):
         execute(configure("mode=status", "run.name=facse"))
+
+
+def test_a_look_needs_no_torch(tmp_path: Path) -> None:
+    """It would take seconds of a processor that the sweep wants, at every look. The run has no progress.json yet."""
+    directory = RunDirectory(tmp_path / "runs" / "mine")
+    directory.create()
+    directory.write_frame(directory.trials, pd.DataFrame({"trial_id": ["a", "b"]}))
+    code = (
+        "import sys, launch\n"
+        "launch.register()\n"
+        f"assert launch._launch(launch._composed(['mode=status', 'run.root={tmp_path}/runs']), []) == 0\n"
+        "print(sorted({'torch', 'diffusers', 'ray', 'wandb', 'scipy', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["run mine: planned, 0 of 2 trials (0%), 0 failed", "driver none", "[]"]
 
 
 # Who works on it
