@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -27,3 +28,32 @@ class TrainingSettings:
     autocast: bool = True  # forward and backward in bfloat16, loss in float32; twice as fast on a CPU with AVX512-BF16
     seed: int = 0  # of the initial weights, the batches and the noise
     folder: str | None = None  # of mode=train: where its state and the trained model lie; null: training/<model>
+
+
+_COUNTS = {
+    "steps": 1,
+    "batch_size": 1,
+    "focus_from": 0,
+    "warmup_steps": 0,
+    "synthetic_images": 1,
+    "save_every": 1,
+    "seed": 0,
+}
+_SHARES = ("natural_fraction", "blended", "focus_natural_fraction", "focus_blended", "ema_decay")
+_ABOVE_ZERO = ("learning_rate", "min_snr_gamma", "gradient_clip")
+
+
+def training_problem(settings: TrainingSettings) -> str | None:
+    """What cannot be used, in one line; None where all can."""
+    for name, least in _COUNTS.items():
+        if getattr(settings, name) < least:
+            return f"model.training.{name}: expected at least {least}, got {getattr(settings, name)}"
+    for name in _SHARES:
+        if not 0 <= getattr(settings, name) <= 1:
+            return f"model.training.{name}: expected a number from 0 to 1, got {getattr(settings, name)}"
+    for name in _ABOVE_ZERO:
+        if not 0 < getattr(settings, name) < math.inf:
+            return f"model.training.{name}: expected a number above 0, got {getattr(settings, name)}"
+    if not 0 <= settings.weight_decay < math.inf:
+        return f"model.training.weight_decay: expected at least 0, got {settings.weight_decay}"
+    return None

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from circuits.naming import nearest
+from circuits.training_settings import training_problem
 from circuits.vocabulary import PROMPTS, SOURCE_NAMES
 from sweeps.config import (
     CHOICES,
@@ -143,7 +144,12 @@ def _check(config: Config) -> None:
     if sweep.kind == "search" and "://" in (cluster.address or ""):  # Tune would run away from the driver's ledger
         raise ConfigError(f"cluster.address: sweep=search expected auto or host:port, got {cluster.address}")
     protocols = as_list(sweep.protocols, "sweep.protocols")
-    for problem in (profile_problem(sweep.profile, sweep.kind, protocols), search_problem(sweep.search)):
+    training = config.model.training
+    for problem in (
+        profile_problem(sweep.profile, sweep.kind, protocols),
+        search_problem(sweep.search),
+        training_problem(training) if training else None,
+    ):
         if problem:
             raise ConfigError(problem)
     _check_stopping(stats)
@@ -182,6 +188,8 @@ def _check(config: Config) -> None:
         if not least <= number < float("inf"):
             raise ConfigError(f"{name}: expected at least {least}, got {number}")
     strengths = [("sweep.search.strengths", s) for s in as_list(sweep.search.strengths, "sweep.search.strengths")]
+    if not strengths:
+        raise ConfigError("sweep.search.strengths: nothing chosen; expected numbers above 0 and at most 1")
     for name, share in (("sweep.strength", sweep.strength), ("stats.margin", stats.margin), *strengths):
         if not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise ConfigError(f"{name}: expected a number above 0 and at most 1, got {share}")

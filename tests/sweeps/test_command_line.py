@@ -157,6 +157,12 @@ WRONG = [
     ("smoke", "'smoke' is no setting; expected key=value"),
     ("=3", "=3: cannot be used"),
     ("run=3", "run=3: cannot be used"),
+    ("sweep.search.strengths=[]", "sweep.search.strengths: nothing chosen; expected numbers above 0 and at most 1"),
+    ("model.training.steps=-7", "model.training.steps: expected at least 1, got -7"),
+    ("model.training.batch_size=0", "model.training.batch_size: expected at least 1, got 0"),
+    ("model.training.blended=nan", "model.training.blended: expected a number from 0 to 1, got nan"),
+    ("model.training.learning_rate=nan", "model.training.learning_rate: expected a number above 0, got nan"),
+    ("model.training.weight_decay=-1", "model.training.weight_decay: expected at least 0, got -1.0"),
     ("sweep.search.strengths=[2]", "sweep.search.strengths: expected a number above 0 and at most 1, got 2"),
 ]
 
