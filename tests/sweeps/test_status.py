@@ -57,6 +57,7 @@ def test_a_sweep_is_watched_while_it_runs_and_after_it_was_killed(settings: list
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(driver.pid, signal.SIGSTOP)  # so that nothing but the other process could change a file
+        os.waitpid(driver.pid, os.WUNTRACED)  # until all of its threads stand still
         before = contents(directory.path)
         other = launch("mode=status", "run.name=mine", f"run.root={root}", cwd=tmp_path)
         assert other.returncode == 0, other.stderr
