@@ -111,6 +111,9 @@ def read_standing(directory: RunDirectory) -> Standing | None:
         facts: dict[str, Any] = json.loads(directory.progress.read_text())
         known = {field.name for field in dataclasses.fields(Standing)}
         found = Standing(**{name: value for name, value in facts.items() if name in known})
+        numbers = [field.name for field in dataclasses.fields(Standing) if isinstance(field.default, (int, float))]
+        if not all(isinstance(getattr(found, name), (int, float)) for name in numbers):
+            return None
         return replace(
             found,
             causes=tuple((str(cause), int(count)) for cause, count in found.causes),

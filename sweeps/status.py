@@ -126,11 +126,12 @@ def read_driver(lock: Path, wall: Callable[[], float] = time.time) -> Driver | N
     """Who holds a lock, without touching it; None where nobody does."""
     try:
         silent = _age(lock, wall)
-        holder = json.loads(lock.read_text())
+        read = json.loads(lock.read_text())
     except OSError:
         return None
     except ValueError:  # being written just now
-        holder = {}
+        read = None
+    holder = read if isinstance(read, dict) else {}
     host, pid = str(holder.get("host", socket.gethostname())), holder.get("pid")
     here = host == socket.gethostname()
     there = is_running(pid) if here and isinstance(pid, int) else True

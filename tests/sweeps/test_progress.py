@@ -182,7 +182,19 @@ def test_what_ends_a_run_is_noted(error: type[BaseException], state: str, tmp_pa
         raise error  # nothing was done yet, nothing is written
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"state": "measuring", "top": [3]}', '{"done": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"state": "measuring", "top": [3]}',
+        '{"state": "measuring", "trials": "x"}',
+        '{"done": 1}',
+        "\x00",
+    ],
+)
 def test_a_damaged_bulletin_is_none(text: str, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.progress.write_text(text)

@@ -199,9 +199,10 @@ def test_a_driver_elsewhere_is_known_by_its_signs_of_life(tmp_path: Path) -> Non
     other = json.dumps({"host": "elsewhere", "pid": 1})
     assert read_driver(lock(tmp_path, other, 20), now) == Driver("elsewhere", 1, alive=True, silent=20.0)
     assert read_driver(lock(tmp_path, other, 100), now) == Driver("elsewhere", 1, alive=False, silent=100.0)
-    beginning = read_driver(lock(tmp_path, ""), now)
-    assert beginning is not None
-    assert beginning.alive
+    for damaged in ("", "[1]"):
+        beginning = read_driver(lock(tmp_path, damaged), now)
+        assert beginning is not None
+        assert beginning.alive
     assert read_driver(tmp_path / "absent.json", now) is None
 
 
