@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from circuits.vocabulary import DENOISE_METRICS
+from circuits.vocabulary import DENOISE_METRICS, SAMPLE_METRICS
 from sweeps.gains import Gains, read_gains
 from sweeps.leases import Lease, share_key
 from sweeps.plan import Plan, Subject, Trial, generated
@@ -66,7 +66,7 @@ def run_pilot(
         costs = [_cost_of(made.run, plan, group) for group in groups[:affordable]]
         crowd = crowding(workers) if subject.denoiser.device.type == "cpu" else 1.0
         ids = [trial.trial_id for group in groups for trial in group]
-        measured = read_gains(directory, ids, DENOISE_METRICS)
+        measured = read_gains(directory, ids, (*DENOISE_METRICS, *SAMPLE_METRICS))
     images, rows = sum(c.images for c in costs), sum(c.rows for c in costs)
     if not images + rows:
         return None

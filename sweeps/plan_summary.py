@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from circuits.conditioning import draw
 from sweeps.candidates import search_images, search_space
-from sweeps.config import Config, as_list
+from sweeps.config import METRICS, Config, as_list
 from sweeps.estimate import (
     Estimate,
     Likeness,
@@ -131,32 +131,41 @@ def add_estimate(table: Table, config: Config, estimate: Estimate, pace: Pace, s
 
 
 def print_power(console: Console, config: Config, subject: Subject, plan: Plan, pace: Pace) -> None:
-    """The images that effects need, metric by metric, and warnings where there are too few."""
-    frame = plan.frame()
-    tested = frame[(frame["phase"] == "grid") & (frame["protocol"] == "denoise")]
-    if tested.empty or not pace.spreads:
+    """The images that effects need, by each metric of the registered one's protocol; warnings where they are too few.
+
+    Without a noise there is no table, and yet some grids have too few images to find anything.
+    """
+    stats, frame = config.stats, plan.frame()
+    protocol = next(name for name, metrics in METRICS.items() if stats.metric in metrics)
+    tested = frame[(frame["phase"] == "grid") & (frame["protocol"] == protocol)]
+    if tested.empty:
         return
-    governed = [trial.images for trial in plan.trials if is_governed(trial)]
-    stats = config.stats
-    rule = stopping_rule(stats, max(governed, default=2))
+    governed = [trial.images for trial in plan.trials if is_governed(trial) and trial.protocol == protocol]
+    rule = stopping_rule(stats, max(governed)) if governed else None
     families = families_of(tested, as_list(stats.families, "stats.families"))
-    if has_formula(rule):
+    noise = {
+        metric: pace.spreads[metric]
+        for metric in sorted(METRICS[protocol], key=lambda name: (name != stats.metric, name))
+        if 0 < pace.spreads.get(metric, 0.0) < math.inf
+    }
+    if not has_formula(rule):
+        say(console, f"No power table: of statistic={stats.statistic} there is no formula.")
+    elif not noise:
+        say(console, "No power table: no trial was measured here, so how much images differ is not known.")
+    else:
         table = Table(title="What it can find", title_justify="left")
         table.add_column("metric")
         for column in ("noise (sd of g)", *(f"{percent}%" for percent in PERCENTS)):
             table.add_column(column, justify="right")
-        for metric in sorted(pace.spreads, key=lambda name: (name != stats.metric, name)):
-            spread = pace.spreads[metric]
-            if spread > 0 and math.isfinite(spread):
-                found = needs(spread, families, stats.alpha, rule)
-                sizes = [f"{shown(need.among)} / {shown(need.alone)}" for need in found]
-                table.add_row(metric, f"{spread:.3f}", *sizes)
+        for metric, spread in noise.items():
+            found = needs(spread, families, stats.alpha, rule)
+            table.add_row(metric, f"{spread:.3f}", *(f"{shown(need.among)} / {shown(need.alone)}" for need in found))
         console.print(table)
         say(console, explanation(families, stats.alpha, rule))
-    else:
-        say(console, f"No power table: of statistic={stats.statistic} there is no formula.")
-    noise = pace.spreads.get(stats.metric, math.nan)
-    for line in warnings(images_of(config, subject), stats.metric, noise, families, stats.alpha, rule):
+    lines = warnings(
+        images_of(config, subject), stats.metric, noise.get(stats.metric, math.nan), families, stats.alpha, rule
+    )
+    for line in lines:
         say(console, f"warning: {line}")
 
 

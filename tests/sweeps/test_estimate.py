@@ -235,6 +235,9 @@ def test_a_slow_model_is_measured_by_one_forward(
     said = capsys.readouterr().out
     assert "by one forward here; without replay, so too much" in said
     assert "expected" not in said.split("estimated time")[1].split("\n")[0], "all of 8 images are a first look"
+    assert "What it can find" not in said
+    assert "No power table: no trial was measured here, so how much images differ is not known.\n" in said
+    assert "warning: natural: an effect alone in the grid cannot be significant: with 8 images p is never below" in said
 
 
 def test_under_a_rule_the_plan_says_expected_and_at_most(
@@ -318,6 +321,18 @@ def test_the_plan_prints_power_and_warnings(configure: Configure, capsys: pytest
     assert "warning: natural: no trial can be significant" in said
     assert execute(configure("mode=plan", "stats=sequential", "stats.statistic=sign")) == 0
     assert "No power table: of statistic=sign there is no formula." in capsys.readouterr().out
+
+
+def test_generated_images_have_a_power_table_of_their_own(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation = ["sweep.protocols=[sample]", "stats.metric=contrast", "stats=sequential"]
+    assert execute(configure("mode=plan", *generation)) == 0
+    said = capsys.readouterr().out
+    named = [cells[1].strip() for line in said.splitlines() if len(cells := line.split("│")) == 7]
+    assert named == ["contrast", "edge_energy", "high_frequency_energy"]
+    assert "a one-sided t test of as many images" in said, "no stopping rule governs them"
+    assert "warning: natural: an effect alone in the grid cannot be significant: with 8 images" in said
 
 
 def test_expected_images_are_what_the_default_sweep_took() -> None:
