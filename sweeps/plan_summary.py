@@ -81,8 +81,8 @@ def print_plan(
     table.add_row("forwards", f"{span(f'{work.rows + profiling:,.0f}', f'{rows:,}', stopped)} rows of one image")
     table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row; replay saves about half)")
     add_estimate(table, config, estimate, pace, setting, stopped)
-    table.add_row("run directory", escape(directory.where))
     console.print(table)
+    say(console, f"run directory: {directory.where}")  # whole, however narrow the terminal
     print_power(console, config, subject, plan, pace)
 
 
@@ -239,8 +239,8 @@ def print_search_plan(console: Console, config: Config, subject: Subject, direct
     table.add_row("forwards", f"at most {rows:,} rows of one image")
     table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row)")
     table.add_row("estimated time", f"at most {clock(rows * seconds)} of measuring here ({seconds * 1e3:.1f} ms a row)")
-    table.add_row("run directory", escape(directory.where))
     console.print(table)
+    say(console, f"run directory: {directory.where}")  # whole, however narrow the terminal
 
 
 def probe(subject: Subject) -> tuple[float, float]:

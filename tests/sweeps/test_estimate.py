@@ -255,6 +255,15 @@ def test_under_a_rule_the_plan_says_expected_and_at_most(
     assert [path.name for path in only_run(tmp_path / "runs").path.iterdir()] == ["trials.parquet"]
 
 
+def test_where_the_run_lies_is_said_on_one_line(
+    configure: Configure, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "run_pilot", lambda *_, **__: None)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert execute(configure("mode=plan")) == 0
+    assert f"run directory: {only_run(tmp_path / 'runs').path}" in capsys.readouterr().out.splitlines()
+
+
 # What it can find
 
 FAMILIES = Families(count=20, largest=54)
