@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sweeps.config import as_list
 from sweeps.outlook import SURVIVAL, expected_images
 from sweeps.pilot import Pilot
 from sweeps.plan import Plan, Trial
@@ -244,14 +245,22 @@ def usual(setting: Setting, trials: int) -> Pace:
     )
 
 
+LOADED = ("dtype", "size", "channels_last", "compile", "guidance")
+"""Settings of a model that change what a row of it takes."""
+
+
 @dataclass(frozen=True)
 class Likeness:
-    """What an earlier run must share for its pace to hold: model, machine, and what a row is."""
+    """What an earlier run must share for its pace to hold: model, machine, and what a row is.
+
+    Attributes:
+        loaded: the settings named in ``LOADED``.
+    """
 
     revision: str
     machine: str
     device: str
-    dtype: str
+    loaded: Mapping[str, Any]
     protocols: Sequence[str]
     samples: int
     cluster: str
@@ -297,8 +306,8 @@ def _like(directory: RunDirectory, alike: Likeness) -> dict[str, Any] | None:
             about["model"]["revision"] == alike.revision
             and about["machine"] == alike.machine
             and about["device"] == alike.device
-            and config["model"]["dtype"] == alike.dtype
-            and list(config["sweep"]["protocols"]) == list(alike.protocols)
+            and {name: config["model"][name] for name in LOADED} == alike.loaded
+            and as_list(config["sweep"]["protocols"], "sweep.protocols") == list(alike.protocols)
             and config["sweep"]["samples"] == alike.samples
             and config["cluster"]["name"] == alike.cluster
             and about["work"]["workers"] == alike.workers

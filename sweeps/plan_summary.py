@@ -17,6 +17,7 @@ from circuits.conditioning import draw
 from sweeps.candidates import search_images, search_space
 from sweeps.config import METRICS, Config, as_list
 from sweeps.estimate import (
+    LOADED,
     Estimate,
     Likeness,
     Pace,
@@ -202,7 +203,7 @@ def pace_of(
         revision=subject.denoiser.revision,
         machine=machine_name(),
         device=device_name(subject.denoiser.device),
-        dtype=config.model.dtype,
+        loaded={name: getattr(config.model, name) for name in LOADED},
         protocols=as_list(config.sweep.protocols, "sweep.protocols"),
         samples=config.sweep.samples,
         cluster=config.cluster.name,

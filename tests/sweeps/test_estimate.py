@@ -216,12 +216,16 @@ def test_runs_that_are_unlike_say_nothing(
     for changed in (
         "sweep.samples=3",
         "cluster=local",
+        "model.channels_last=true",
         f"run.root={tmp_path / 'elsewhere'}",
         "sweep.protocols=[denoise,sample]",
     ):
         capsys.readouterr()
         assert execute(configure("mode=plan", *small, changed)) == 0
         assert "by one forward here" in capsys.readouterr().out
+    capsys.readouterr()
+    assert execute(configure("mode=plan", *small, "sweep.protocols=denoise")) == 0
+    assert "by the run earlier" in capsys.readouterr().out, "a list of one, as users write it"
     (earlier / "run.json").write_text("damaged")
     assert execute(configure("mode=plan", "run.name=other", *small)) == 0
     assert "by one forward here" in capsys.readouterr().out
