@@ -92,7 +92,8 @@ def _values(key: str, value: str, given: Sequence[str], own: Path | None) -> lis
     if key in _PATHS:
         return _files(value)
     if key in _RUNS:
-        return _beginning(value, _run_names(given)) or _files(value)
+        named = _beginning(value, _run_names(given))
+        return named if named or key == "run.name" else _files(value)
     setting = next((known for known in settings() if known.key == key), None)
     if setting is not None and setting.kind is bool:
         return _beginning(value, ("false", "true"))

@@ -35,7 +35,7 @@ def print_summary(
     counts = primary["verdict"].value_counts()
     verdicts = ", ".join(f"{counts.get(v, 0)} {v}" for v in ("degraded", "improved", "negligible", "inconclusive"))
     missing = f"; {found.missing} trials have no measurements" if found.missing else ""
-    console.print(f"{len(primary)} trials by {metric}: {verdicts}{missing}", highlight=False)
+    console.print(f"{len(primary)} trials by {metric}: {verdicts}{missing}", highlight=False, soft_wrap=True)
     stopped = int(primary["stopped"].notna().sum())
     if stopped:
         used, most = primary["n"].sum(), primary["images"].sum()
@@ -43,6 +43,7 @@ def print_summary(
             f"{stopped} trials ended early, their verdict being certain: {used:,} of {most:,} images "
             f"({100 * used / most:.0f}%) were measured",
             highlight=False,
+            soft_wrap=True,
         )
     if len(searched):
         print_confirmed(console, confirmed_sets(plan, found.effects, metric), len(searched), directory)

@@ -88,6 +88,7 @@ def test_files_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert candidates("circuit-sweep mode=report run.name=") == ["run.name=one", "run.name=two"]
     assert candidates("circuit-sweep run.root=elsewhere run.a=") == ["run.a=three"]
     assert candidates("circuit-sweep run.a=pic") == ["run.a=pictures/"]
+    assert candidates("circuit-sweep run.name=pic") == [], "a name is no path"
 
 
 @pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}", "-cd {}"])
