@@ -240,6 +240,11 @@ def print_search_plan(console: Console, config: Config, subject: Subject, direct
     table.add_row("forwards", f"at most {rows:,} rows of one image")
     table.add_row("FLOPs", f"at most {rows * flops:.3g} ({flops:.3g} a row)")
     table.add_row("estimated time", f"at most {clock(rows * seconds)} of measuring here ({seconds * 1e3:.1f} ms a row)")
+    price = config.cluster.price_per_hour
+    if price is not None:
+        table.add_row(
+            "cost", f"at most {rows * seconds / 3600 * price:.2f} of measuring, at {price:g} an hour of a worker"
+        )
     console.print(table)
     say(console, f"run directory: {directory.where}")  # whole, however narrow the terminal
 

@@ -200,6 +200,17 @@ def test_an_earlier_run_like_this_one_says_how_fast_it_was(
     assert float(table["cost"].split(",")[0]) == pytest.approx(whole / 100, abs=0.01)
 
 
+def test_a_search_has_a_price_too(
+    configure: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "probe", lambda _: (1e9, 10.0))
+    search = ["sweep=search", "sweep.images=8", "sweep.windows=1", "sweep.samples=0", "cluster.price_per_hour=36"]
+    assert execute(configure("mode=plan", *search, "sweep.search.confirm=0", "sweep.search.candidates=2")) == 0
+    said = capsys.readouterr().out
+    assert "at most 32 rows of one image" in said, "two sets and their baselines, on 8 images"
+    assert "at most 3.20 of measuring, at 36 an hour of a worker" in said
+
+
 def seconds(clock: str) -> int:
     minutes, _, rest = clock.partition(":")
     return 60 * int(minutes) + int(rest)
