@@ -143,7 +143,7 @@ def print_power(console: Console, config: Config, subject: Subject, plan: Plan, 
         return
     governed = [trial.images for trial in plan.trials if is_governed(trial) and trial.protocol == protocol]
     rule = stopping_rule(stats, max(governed)) if governed else None
-    families = families_of(tested, as_list(stats.families, "stats.families"))
+    families = families_of(tested, as_list(stats.families, "stats.families"), rule)
     noise = {
         metric: pace.spreads[metric]
         for metric in sorted(METRICS[protocol], key=lambda name: (name != stats.metric, name))

@@ -32,15 +32,18 @@ class Families:
     """Trials that are corrected together.
 
     Attributes:
-        count: of families; largest: trials of the largest; trials: of all.
+        count: of families; largest: trials of the largest.
+        penalty: what the correction divides every level by; above 1 for ``by`` alone, which holds under any dependence.
     """
 
     count: int
     largest: int
+    penalty: float = 1.0
 
     def level(self, alpha: float, share: float = 0.0) -> float:
         """A p that is enough, where such a share of the families hold an effect; 0: this one alone."""
-        return sufficient_level(alpha, self.count, self.largest, max(1, math.floor(share * self.count)))
+        found = sufficient_level(alpha, self.count, self.largest, max(1, math.floor(share * self.count)))
+        return found / self.penalty
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,11 @@ class Need:
     among: int
 
 
-def families_of(trials: pd.DataFrame, axes: Sequence[str]) -> Families:
+def families_of(trials: pd.DataFrame, axes: Sequence[str], rule: StoppingRule | None = None) -> Families:
     """Of the trials that are tested: rows of trials.parquet without controls."""
     sizes = Counter(family_labels(trials, axes))
-    return Families(len(sizes), max(sizes.values()))
+    harmonic = math.fsum(1 / place for place in range(1, len(trials) + 1))
+    return Families(len(sizes), max(sizes.values()), harmonic if rule and rule.correction == "by" else 1.0)
 
 
 def needs(spread: float, families: Families, alpha: float, rule: StoppingRule | None) -> list[Need]:

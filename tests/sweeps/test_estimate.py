@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from circuits.statistics import StoppingRule, hierarchical_fdr, signflip_test
+from circuits.statistics import StoppingRule, by, hierarchical_fdr, signflip_test
 from sweeps import plan_summary
 from sweeps.config import Config
 from sweeps.driver import execute, load, runner_spec
@@ -288,6 +288,19 @@ def test_families_are_counted() -> None:
     frame = make_plan(composed(), fake_subject()).frame()
     assert families_of(frame, ["layer", "window"]) == FAMILIES
     assert families_of(frame, []) == Families(1, 1080)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_correction_for_any_dependence_leaves_less(share: float) -> None:
+    frame = make_plan(composed(), fake_subject()).frame()
+    families = families_of(frame, ["layer", "window"], StoppingRule(correction="by"))
+    level = families.level(0.05, share)
+    strong = np.arange(max(1, int(20 * share))) * 54
+    for p, found in ((0.999 * level, len(strong)), (1.001 * level, 0)):
+        every = np.full(1080, 0.9)
+        every[strong] = p
+        assert np.count_nonzero(by(every) <= 0.05) == found
+    assert level < FAMILIES.level(0.05, share) / 7
 
 
 def test_needs_fall_with_the_effect_and_with_company() -> None:
