@@ -112,7 +112,8 @@ def _located(key: str, given: str, root: str) -> RunDirectory:
     Raises:
         ConfigError: there is no such run.
     """
-    inside = Uri.parse(given) if is_uri(given) else Uri.parse(root).child(given) if is_uri(root) else None
+    below = given.strip("/") or given  # in a store nothing lies at an absolute path
+    inside = Uri.parse(given) if is_uri(given) else Uri.parse(root).child(below) if is_uri(root) else None
     if inside is not None and (problem := uri_problem(key, inside.full)):
         raise ConfigError(problem)
     candidates = [] if is_uri(given) else [RunDirectory(Path(given).expanduser().resolve())]

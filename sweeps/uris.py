@@ -82,8 +82,9 @@ def uri_problem(key: str, text: str) -> str | None:
         return f"{key}: expected file:///folder with an absolute path, got {text!r}"
     if scheme not in ("file", "hdfs", "viewfs") and not authority:
         return f"{key}: expected {scheme}://bucket/folder, got {text!r}"
-    if any(part in (".", "..") for part in unquote(place).split("/")) or re.search(r"[\x00-\x1f\\]", unquote(place)):
-        return f"{key}: expected a path without '.', '..', backslashes and control characters, got {text!r}"
+    parts = unquote(place.strip("/")).split("/")  # an empty one: "runs//x", or "runs/%2Fx", a run whose name is a path
+    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\\]", unquote(place)):
+        return f"{key}: expected a path without '.', '..', '//', backslashes and control characters, got {text!r}"
     if "#" in rest:
         return f"{key}: expected no '#' in a URI, got {text!r}; write %23"
     return None

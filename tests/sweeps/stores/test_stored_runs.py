@@ -143,6 +143,10 @@ def test_two_runs_in_a_store_are_compared(
     with pytest.raises(ConfigError, match=r"^run\.b: expected a path without '\.'"):
         execute(sweep("mode=compare", "run.a=first run", "run.b=../../../x"))
     assert not (tmp_path / "x").exists()
+    (tmp_path / "no run").mkdir()
+    with pytest.raises(ConfigError, match=r"^run\.b: no run \S+/no run;"):
+        execute(sweep("mode=compare", "run.a=first run", f"run.b='{tmp_path / 'no run'}'"))
+    assert list((tmp_path / "no run").iterdir()) == []
 
 
 def test_what_was_logged_to_wandb_is_known_elsewhere(

@@ -49,6 +49,18 @@ def test_credentials_are_refused_and_not_repeated(text: str) -> None:
         assert not any(part in said for part in ("hush", "AKIA", "hu/", "sh@")), said
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/../x", "s3://bucket/./x", "s3://bucket/runs/..%2F..%2Fx", "gs://bucket/a%5Cb", "s3://bucket/a%00",
+        "s3://bucket/runs//x", "s3://bucket/runs/%2Fetc", "s3://bucket/%2F", "file:///tmp/runs/%2Fetc%2Fx",
+    ],
+)  # fmt: skip
+def test_a_path_that_leads_elsewhere_is_refused(text: str) -> None:
+    """The last of its parts is the name of a run, which has a folder of that name on this machine."""
+    assert (uri_problem("run.a", text) or "").startswith("run.a: expected a path without '.', '..', '//', ")
+
+
 def test_names_survive_the_way_into_a_uri_and_back() -> None:
     root = Uri.parse("s3://bucket/runs?region=x")
     for name in ("plain", "a b", "a%20b", "ü?#&=", "x/y"):
