@@ -19,6 +19,7 @@ from pathlib import Path
 from sweeps.claims import FOLDER, Claim, claims
 from sweeps.locks import RunLock, is_locked
 from sweeps.records import Failure, GaveOut, RunDirectory, publish, reason
+from sweeps.seals import Damaged, read_parquet
 from sweeps.stores import Listed, Store, in_parallel
 from sweeps.travel import cache_folder
 from sweeps.uris import Uri
@@ -32,14 +33,15 @@ _AT_THE_END = {"tracking.jsonl"}  # grows line by line
 _SELDOM = {"progress.json"}  # says every two seconds how a run is doing
 _SELDOM_SECONDS = 10.0
 _NEVER_CHANGES = re.compile(r"records/[^/]+\.(parquet|damaged)|samples/[^/]+\.png")
+_FAILURES = "failures.parquet"  # the only one that goes again
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 class WorkingCopy:
     """A run's files here and in its store.
 
-    Of two files of one name the records and samples are alike, since these never change; of the others the store has
-    the newer one, unless they were written here since the last look.
+    Of two files of one name the records and samples are alike, since these never change, or one is torn; of the others
+    the store has the newer one, unless they were written here since the last look.
     """
 
     def __init__(self, store: Store, path: Path) -> None:
@@ -49,11 +51,12 @@ class WorkingCopy:
         self._at: dict[str, float] = {}
         self._looking = threading.Lock()
 
-    def fetch(self, listed: Mapping[str, Listed]) -> None:
+    def fetch(self, listed: Mapping[str, Listed], held: bool = False) -> None:
         """Bring what is not here, or may be older here.
 
         Args:
             listed: what the store holds.
+            held: for the driver itself; where another one of this machine began since, nothing is brought.
 
         Raises:
             GaveOut: the store does not answer, or the disk is full.
@@ -63,6 +66,11 @@ class WorkingCopy:
             return
         RunDirectory(self.path).create()
         with _alone(self.path / ".sync"):
+            if not held and is_locked(self.path):
+                self.trust()
+                return
+            if wanted and _FAILURES not in listed:
+                (self.path / _FAILURES).unlink(missing_ok=True)  # of trials that were measured elsewhere since
             in_parallel(lambda name: self._bring(name, listed[name]), wanted)
 
     def _bring(self, name: str, there: Listed) -> None:
@@ -71,7 +79,9 @@ class WorkingCopy:
         if final and here.is_file():
             if here.stat().st_size == there.size:
                 self._published[name] = _state(here)
-            return
+                return
+            if _is_whole_part(here):
+                return
         try:
             content = self.store.read(name, there.size)
         except FileNotFoundError:  # deleted since it was listed
@@ -152,6 +162,7 @@ class StoredRun(RunDirectory):
     def __init__(self, store: Store, path: Path) -> None:
         super().__init__(path)
         self.copy = WorkingCopy(store, self.path)
+        self._claim = self.path / ".claim.json"
         self.publisher: Publisher | None = None
 
     @property
@@ -160,7 +171,7 @@ class StoredRun(RunDirectory):
 
     @property
     def lock(self) -> Path:
-        return super().lock if is_locked(self.path) else self.path / ".claim.json"
+        return super().lock if is_locked(self.path) else self._claim
 
     def shown(self, file: Path) -> str:
         return f"{self.where}/{file.relative_to(self.path).as_posix()} (here: {file})"
@@ -176,11 +187,11 @@ class StoredRun(RunDirectory):
 
     def _fetch_claim(self, listed: Mapping[str, Listed]) -> None:
         """Have the claim of the driver elsewhere here, as the lock of one here would be."""
-        self.lock.unlink(missing_ok=True)
+        self._claim.unlink(missing_ok=True)
         for name in claims(listed):
             with contextlib.suppress(FileNotFoundError):  # withdrawn meanwhile
-                self.lock.write_bytes(self.copy.store.read(name))
-                os.utime(self.lock, ns=(listed[name].written, listed[name].written))
+                self._claim.write_bytes(self.copy.store.read(name))
+                os.utime(self._claim, ns=(listed[name].written, listed[name].written))
 
     def clean(self) -> list[Path]:
         damaged = super().clean()
@@ -206,7 +217,7 @@ class StoredRun(RunDirectory):
             GaveOut: the store went away, and did not take everything.
         """
         with RunLock(self.path, say), Claim(self.copy.store, say) as claim:
-            self.copy.fetch(claim.files)
+            self.copy.fetch(claim.files, held=True)
             with Publisher(self.copy, claim) as self.publisher:
                 yield
 
@@ -264,6 +275,14 @@ def place_of(root: Uri) -> Path:
     digest = hashlib.sha256(f"{root.quoted()} {endpoint}".encode()).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9]+", "-", str(root))[:60].strip("-")
     return cache_folder() / "runs" / f"{readable}-{digest}"
+
+
+def _is_whole_part(file: Path) -> bool:
+    try:
+        read_parquet(file)
+    except (Damaged, OSError):
+        return False
+    return True
 
 
 def _travels(name: str) -> bool:
