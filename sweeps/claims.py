@@ -134,8 +134,8 @@ class Claim:
         here = bool(holder.get("machine")) and holder.get("machine") == _machine()
         left = holder.get("pid") == os.getpid() and name not in _OURS  # when the store was away
         gone = here and (left or _started(holder.get("pid")) != holder.get("since"))
-        if not gone and not holder.get("held", True) and self._name < name and patient:
-            return  # it sees this one too, and withdraws
+        if not gone and patient and self._first(name, holder):
+            return
         if not gone and (here or not self._abandoned(name, content, holder)):
             raise self._refusal(name, holder)
         self._store.delete(name)
@@ -143,13 +143,20 @@ class Claim:
     def _abandoned(self, name: str, content: bytes, holder: dict[str, Any]) -> bool:
         """Whether nobody writes the claim any more; takes ``STALE_SECONDS`` to say yes."""
         self._say(f"{self._store.uri} was left claimed by {holder.get('host')}; seeing whether it still works there")
-        waited_from = time.monotonic()
+        waited_from, now = time.monotonic(), content
         while time.monotonic() - waited_from < STALE_SECONDS:
             time.sleep(min(5.0, STALE_SECONDS / 10))
-            now = self._content(name)
-            if now != content:
-                return now is None
-        return True
+            found = self._content(name)
+            if found is None:
+                return True
+            now = found
+            if now != content and not self._first(name, _plain(now)):
+                return False
+        return now == content
+
+    def _first(self, name: str, holder: dict[str, Any]) -> bool:
+        """Whether this one comes first of two that are only being made: the other one will see it, and withdraw."""
+        return not holder.get("held", True) and self._name < name
 
     def _content(self, name: str) -> bytes | None:
         try:

@@ -129,6 +129,36 @@ def test_a_stale_claim_is_taken_over(store: Store, quick: None, holder: dict[str
         assert len(held_by(store)) == 1
 
 
+def test_of_two_that_start_at_once_on_two_machines_one_works(
+    store: Store, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one withdraws when it sees that the first one is alive, which takes a while, and beats until then."""
+    monkeypatch.setattr("sweeps.claims.STALE_SECONDS", 5.0)
+    monkeypatch.setattr("sweeps.claims._PATIENT", 0)
+    looks, look, ended = [0], Claim._content, threading.Event()
+
+    def counted(claim: Claim, name: str) -> bytes | None:
+        looks[0] += 1
+        return look(claim, name)
+
+    def be_second() -> None:
+        with beating(store, held=False):
+            while looks[0] < 4 and not ended.wait(0.01):
+                pass
+        store.delete("claims/other.json")
+
+    monkeypatch.setattr(Claim, "_content", counted)
+    left(store, held=False)
+    second = threading.Thread(target=be_second)
+    second.start()
+    try:
+        with Claim(store, silent):
+            assert len(held_by(store)) == 1
+    finally:
+        ended.set()
+        second.join()
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b'{"pid": "x", "machine": 3}'])
 def test_a_claim_that_cannot_be_read_goes_stale_too(store: Store, quick: None, content: bytes) -> None:
     store.write("claims/other.json", content)
