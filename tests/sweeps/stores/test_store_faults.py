@@ -109,7 +109,8 @@ def test_a_driver_killed_with_its_machine_loses_nothing_that_was_published(
     before = RunDirectory(directory.path)
     saved = {i for name in names for i in before._trials_of(before.path / name) or ()}
     assert len(saved) >= 3
-    assert set(measured) == undisturbed.recorded() - saved
+    assert not set(measured) & saved  # the server may have taken more than was seen just after the kill
+    assert set(measured) < undisturbed.recorded()
     assert_same_effects(directory, undisturbed)
     assert duplicated_trials(directory) == 0
     assert not [name for name in server.files(place) if "/claims/" in name], "that of the dead driver is gone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,10 @@ def test_a_sweep_is_in_the_store_and_goes_on_from_there(
     measured: list[str],
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
     quick_report: None,
 ) -> None:
+    monkeypatch.setattr("sweeps.claims.BEAT_SECONDS", 3600.0)  # how many requests it takes, however slow the machine is
     server: S3Server | None = request.getfixturevalue("server") if place.root.startswith("s3:") else None
     assert execute(sweep()) == 0
     out = capsys.readouterr().out
@@ -62,15 +65,17 @@ def test_a_sweep_is_in_the_store_and_goes_on_from_there(
 
 
 def assert_few_requests(asked: list[tuple[str, str]], files: int) -> None:
-    """A LIST to open the root, one under the claim, and a PUT a file; a few are written twice, as they grow."""
+    """A LIST to open the root, one under the claim, and a PUT a file, but for the two that grow."""
     keys = {operation: [key for found, key in asked if found == operation] for operation, _ in asked}
     assert set(keys) == {"PUT", "LIST", "HEAD", "DELETE"}, "nothing was there to fetch"
     assert len(keys["LIST"]) == 2
-    once = [key for key in keys["PUT"] if "/records/" in key or "/samples/" in key]
-    assert len(once) == len(set(once)) > TRIALS
-    claims = [key for key in keys["PUT"] if "/claims/" in key]
-    assert len(keys["PUT"]) - len(claims) <= files + 5
-    assert len(claims) + len(keys["HEAD"]) + len(keys["DELETE"]) <= 10
+    put = Counter(key.partition("/")[2].partition("/")[2] for key in keys["PUT"])
+    claims = {name: times for name, times in put.items() if name.startswith("claims/")}
+    assert sum(claims.values()) + len(keys["HEAD"]) + len(keys["DELETE"]) <= 10
+    assert put["run.json"] <= 8, "as often as it is written"
+    once = [times for name, times in put.items() if name not in {*claims, "run.json", "progress.json"}]
+    assert len(once) == files - 2
+    assert sum(once) <= files, "a busy server may be asked again"
 
 
 def test_modes_that_read(
