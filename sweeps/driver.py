@@ -269,6 +269,7 @@ def existing(config: Config) -> RunDirectory:
 def begin(config: Config, subject: Subject, plan: Plan, directory: RunDirectory) -> None:
     """Write the plan and what it runs with."""
     before = refuse_other_plan(plan, directory)
+    directory.create(directory.records, directory.samples)
     directory.write_config(as_plain(config))
     directory.write_frame(directory.trials, plan.frame())
     directory.write_frame(directory.units, unit_table(subject.data))

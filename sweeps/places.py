@@ -112,6 +112,6 @@ def held(directory: RunDirectory, say: Callable[[str], object]) -> Iterator[None
     Raises:
         RunDirectoryError: another driver has it.
     """
-    directory.create(directory.records, directory.samples)
+    directory.create()
     with directory.held(say) if isinstance(directory, StoredRun) else RunLock(directory.path, say):
         yield
