@@ -20,10 +20,13 @@ from typing import Any
 
 from sweeps.config import ConfigError
 from sweeps.records import GaveOut, RunDirectoryError
-from sweeps.stores import Listed, Store
+from sweeps.stores import REQUEST_SECONDS, Listed, Store, bounded
 
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 90.0
+LEAVING_SECONDS = 5.0
+"""For what is in flight when somebody wants out at once: what a store that hangs does not take is given up."""
+
 FOLDER = "claims"
 _ROUNDS = 20
 _PATIENT = 8
@@ -69,21 +72,22 @@ class Claim:
             self.files = self._alone()
             self._held = True
             self._write()
-        except BaseException:
-            self._withdraw()
+        except BaseException as error:
+            self._withdraw(type(error))
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._withdraw()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._withdraw(kind)
 
-    def _withdraw(self) -> None:
+    def _withdraw(self, kind: type | None) -> None:
+        seconds = LEAVING_SECONDS if kind is KeyboardInterrupt else REQUEST_SECONDS
         self._ended.set()
-        self._beating.join(timeout=BEAT_SECONDS)
+        self._beating.join(timeout=min(seconds, BEAT_SECONDS))
         _OURS.discard(self._name)
         if not self._lost:
-            with contextlib.suppress(GaveOut):  # then it goes stale
-                self._store.delete(self._name, waits=())
+            with contextlib.suppress(GaveOut, TimeoutError):  # then it goes stale
+                bounded(lambda: self._store.delete(self._name, waits=()), seconds)
 
     def _write(self, waits: tuple[float, ...] | None = None) -> None:
         self._beats += 1

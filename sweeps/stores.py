@@ -70,7 +70,7 @@ class Store:
             if uri.scheme == "s3" and "allow_delayed_open" not in uri.query:
                 options["allow_delayed_open"] = "true"  # one request for a small file instead of three
             store = cls(uri, *fs.FileSystem.from_uri(uri.quoted(**options)))
-            store.children()  # whether it answers, and lets us in
+            store._folders()  # whether it answers, and lets us in
             return store
 
         try:
@@ -90,11 +90,10 @@ class Store:
         return Store(self.uri.child(name), self._filesystem, f"{self._path}/{name}")
 
     def children(self) -> list[str]:
-        """Names of the folders in it; a single try.
+        """Names of the folders in it."""
+        return self._patiently("listed", self._folders)
 
-        Raises:
-            OSError: there is no such bucket, or it does not answer.
-        """
+    def _folders(self) -> list[str]:
         from pyarrow import fs
 
         try:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweeps.claims import FOLDER, Claim, claims
+from sweeps.claims import FOLDER, LEAVING_SECONDS, Claim, claims
 from sweeps.locks import RunLock, is_locked
 from sweeps.records import Failure, GaveOut, RunDirectory, publish, reason
 from sweeps.seals import Damaged, read_parquet
@@ -246,11 +246,12 @@ class Publisher:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        at_once = kind is KeyboardInterrupt
+        self._thread.join(timeout=LEAVING_SECONDS if at_once else None)
         if kind is None:
             self.check()
             self._publish(ended=True)
-        elif self._problem is None and not issubclass(kind, KeyboardInterrupt):
+        elif self._problem is None and not at_once:
             with contextlib.suppress(GaveOut):  # something else is the matter; what cannot be published stays here
                 self._publish(ended=True, waits=())
 

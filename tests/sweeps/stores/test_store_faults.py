@@ -219,6 +219,10 @@ class Flaky:
         if self.errors:
             raise self.errors.pop(0)
 
+    def get_file_info(self, _: object) -> list[object]:
+        self.delete_file("")
+        return []
+
 
 def test_a_request_that_fails_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.stores.WAITS", (0, 0, 0))
@@ -233,6 +237,10 @@ def test_a_request_that_fails_is_tried_again_a_few_times(monkeypatch: pytest.Mon
     with pytest.raises(GaveOut, match=r"ACCESS_DENIED: No"):
         Store(uri, final, "bucket").delete("x")
     assert len(final.errors) == 1, "trying that again is vain"
+    five = Flaky(*[OSError("AWS Error NETWORK_CONNECTION during ListObjectsV2 operation: no route")] * 5)
+    with pytest.raises(GaveOut, match=r"^s3://bucket/runs cannot be listed \(NETWORK_CONNECTION: no route\)$"):
+        Store(uri, five, "bucket").children()
+    assert Store(uri, five, "bucket").children() == []
 
 
 def test_a_request_that_hangs_is_given_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -96,3 +97,30 @@ def test_a_driver_that_begins_beside_a_reader_keeps_what_it_writes(
     assert here.read_run()["driver"] == "the second"
     assert (here.path / "lock.json").exists()
     lock.__exit__()
+
+
+def test_ctrl_c_twice_ends_at_once_though_the_store_hangs(
+    store: Store, here: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.claims.LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.working_copies.LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.working_copies.EVERY", 0.01)
+    hanging, back = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        hanging.set()
+        back.wait(120)
+        hanging.clear()
+
+    def interrupted() -> None:
+        with here.held(silent):
+            monkeypatch.setattr(store, "write", hang)
+            monkeypatch.setattr(store, "delete", hang)
+            here.write_run({})
+            assert hanging.wait(60)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert hanging.is_set(), "and still does"
+    back.set()
