@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from sweeps.plan import Trial, make_plan
 from sweeps.progress import SweepProgress
 from sweeps.provenance import shell_command
 from sweeps.records import RunDirectory
-from sweeps.travel import FileServer, Item, Luggage, all_pieces, deliver, fetch
+from sweeps.travel import deliver
 from tests.fuzzing import fuzz
 from tests.sweeps.fake_subject import fake_subject
 from tests.sweeps.tiny import composed, only_run
@@ -103,7 +103,7 @@ def test_markup_in_names_is_printed_as_it_is(name: str) -> None:
     assert name.replace("\x1b", "") in shown.replace("\x1b", "")
 
 
-# What comes from workers, and what goes to them
+# What comes from workers
 
 
 @pytest.mark.parametrize(
@@ -120,61 +120,6 @@ def test_a_worker_cannot_write_anywhere_but_records_and_samples(name: str, tmp_p
     assert (directory.records / "0a-1b.parquet").read_bytes() == b"x"
 
 
-def test_files_travel_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with an empty file, one of several pieces and one below; and a single file."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("sweeps.travel.PIECE_BYTES", 1000)
-    there = tmp_path / "there" / "model"
-    (there / "part").mkdir(parents=True)
-    contents = {"empty": b"", "large": secrets.token_bytes(3500), "part/small": b"abc"}
-    for name, content in contents.items():
-        (there / name).write_bytes(content)
-    calls: list[Any] = []
-
-    def read(path: str, place: Any) -> Any:
-        calls.append(place)
-        return server.read(str(moved), place)
-
-    item, single, server = Item.of(str(there)), Item.of(str(there / "large")), FileServer()
-    assert fetch(item, read) == str(there), "nothing travels where the file is"
-    moved = tmp_path / "driver" / "model"
-    moved.parent.mkdir()
-    there.rename(moved)
-    here = Path(fetch(item, read))
-    assert {name: (here / name).read_bytes() for name in contents} == contents
-    assert len(calls) >= 4
-    once = len(calls)
-    assert fetch(item, read) == str(here)
-    assert len(calls) == once, "the second worker of a machine finds it"
-    moved = moved / "large"
-    assert Path(fetch(single, read)).read_bytes() == contents["large"]
-
-
-def test_a_driver_outside_of_the_cluster_sends_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("sweeps.travel.PIECE_BYTES", 10)
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "weights").write_bytes(bytes(range(25)))
-    item, server = Item.of(str(model)), FileServer()
-    assert not server.keeps(item)
-    for pieces in all_pieces(item.path, FileServer().read):
-        server.receive(item, pieces)
-    assert not FileServer().keeps(item), "not yet whole"
-    server.keep(item)
-    (model / "weights").unlink()
-    content = b"".join(piece.content for pieces in all_pieces(item.path, server.read) for piece in pieces)
-    assert content == bytes(range(25))
-    assert FileServer().keeps(item), "the next sweep finds it"
-
-
-def test_a_run_directory_is_shared_if_its_lock_is_the_same(tmp_path: Path) -> None:
-    (tmp_path / "lock.json").write_text('{"host": "a", "pid": 1}')
-    assert Luggage((), None, '{"host": "a", "pid": 1}').shares(str(tmp_path))
-    assert not Luggage((), None, '{"host": "b", "pid": 1}').shares(str(tmp_path))
-    assert not Luggage((), None, '{"host": "a", "pid": 1}').shares(str(tmp_path / "nowhere"))
-
-
 # Secrets
 
 
@@ -188,7 +133,7 @@ def test_no_secret_of_the_environment_is_in_any_file_or_line(settings: list[str]
     chosen = [o for o in settings if not o.startswith("tracker=")]
     ended = launch_process(
         *chosen, "sweep.windows=1", f"run.root={tmp_path / 'runs'}", "tracker=wandb",
-        f"+hydra.job.env_set.A_PASSWORD={tokens['MY_PASSWORD']}", cwd=tmp_path, timeout=180,
+        f"+hydra.job.env_set.A_PASSWORD={tokens['MY_PASSWORD']}", cwd=tmp_path, timeout=600,
         HOME=str(tmp_path / "home"), **tokens,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr

@@ -100,13 +100,13 @@ def copy_in(cache: Path) -> RunDirectory:
 
 
 def a_page(run: Path) -> Path:
-    """The report takes longer than the sweep; it has its own tests."""
     page = run / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
     page.write_text(f"a page about {run.name}")
     return page
 
 
-@pytest.fixture
-def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report takes longer than the sweep; it has its own tests."""
     monkeypatch.setattr("sweeps.driver.write_report", a_page)

@@ -220,7 +220,6 @@ def test_a_sweep_in_use_elsewhere_is_refused(
     sweep: Callable[..., Config],
     machine: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
-    quick_report: None,
 ) -> None:
     assert execute(sweep("run.name=mine", "sweep.samples=0")) == 0
     machine("b")

@@ -46,7 +46,6 @@ def test_a_store_that_goes_away_costs_nothing_measured(
     measured: list[str],
     monkeypatch: pytest.MonkeyPatch,
     impatient: None,
-    quick_report: None,
 ) -> None:
     line = [*settings, f"run.root='{s3}'", SMALL_LEASES]
     run, leases = Runner.run, [0]
@@ -85,7 +84,6 @@ def test_a_driver_killed_with_its_machine_loses_nothing_that_was_published(
     undisturbed: RunDirectory,
     measured: list[str],
     tmp_path: Path,
-    quick_report: None,
 ) -> None:
     line = [*settings, f"run.root='{s3}'", SMALL_LEASES]
     place = Uri.parse(s3).place
@@ -123,7 +121,6 @@ def test_a_torn_part_in_the_store_is_set_aside_there_and_measured_again(
     undisturbed: RunDirectory,
     measured: list[str],
     capsys: pytest.CaptureFixture[str],
-    quick_report: None,
 ) -> None:
     assert execute(sweep()) == 0
     here = copy_in(machine("a"))
@@ -146,7 +143,7 @@ def test_a_torn_part_in_the_store_is_set_aside_there_and_measured_again(
 
 
 def test_reading_beside_a_driver_of_this_machine_fetches_nothing(
-    server: S3Server, s3: str, settings: list[str], machine: Callable[[str], Path], quick_report: None
+    server: S3Server, s3: str, settings: list[str], machine: Callable[[str], Path]
 ) -> None:
     line = [*settings, f"run.root='{s3}'", "sweep.samples=0", "run.name=mine"]
     assert execute(composed(*line)) == 0

@@ -28,7 +28,6 @@ def test_a_sweep_is_in_the_store_and_goes_on_from_there(
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    quick_report: None,
 ) -> None:
     monkeypatch.setattr("sweeps.claims.BEAT_SECONDS", 3600.0)  # how many requests it takes, however slow the machine is
     server: S3Server | None = request.getfixturevalue("server") if place.root.startswith("s3:") else None
@@ -83,7 +82,6 @@ def test_modes_that_read(
     sweep: Callable[..., Config],
     machine: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
-    quick_report: None,
 ) -> None:
     """Each on a machine of its own, which has nothing but the URI."""
     assert execute(sweep("sweep.samples=0")) == 0
@@ -118,7 +116,6 @@ def test_two_runs_in_a_store_are_compared(
     settings: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    quick_report: None,
 ) -> None:
     monkeypatch.setattr("sweeps.compare.write_comparison_page", a_page)
     small = ("sweep.samples=0", "sweep.windows=1", "sweep.levels=[layer]")
@@ -155,7 +152,7 @@ def test_two_runs_in_a_store_are_compared(
 
 
 def test_what_was_logged_to_wandb_is_known_elsewhere(
-    server: S3Server, settings: list[str], machine: Callable[[str], Path], quick_report: None
+    server: S3Server, settings: list[str], machine: Callable[[str], Path]
 ) -> None:
     line = [o for o in settings if o != "tracker=none"] + [
         f"run.root='{server.uri('bucket/tracked')}'", "run.name=mine", "sweep.samples=0", "sweep.windows=1",
