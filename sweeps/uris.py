@@ -71,7 +71,7 @@ def uri_problem(key: str, text: str) -> str | None:
     scheme = scheme.lower()
     if scheme not in SCHEMES:
         return f"{key}: unknown scheme {scheme[:20]!r}{nearest(scheme, SCHEMES)}"
-    secret_option = any(_SECRET.search(option.partition("=")[0]) for option in query.split("&"))
+    secret_option = "@" in query or any(_SECRET.search(option.partition("=")[0]) for option in query.split("&"))
     secret = ":" in user or (scheme in _PORTLESS and ":" in authority) or (scheme == "s3" and "@" in authority)
     if secret or secret_option:
         return (

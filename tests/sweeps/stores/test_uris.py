@@ -18,7 +18,8 @@ SECRETS = [
     "s3://AKIA:hush@bucket/runs", "s3://AKIA:hu/sh@bucket/runs", "s3://AKIA:hu?sh@bucket", "s3://hush@bucket/runs",
     "gs://key:hush@bucket", "abfs://:hush@account.blob.core.windows.net/c", "abfs://c:hush@a.dfs.core.windows.net/x",
     "s3://bucket/runs?secret_key=hush", "s3://bucket/runs?region=x&access_key=hush", "abfs://a/c?sig=hush",
-    "hdfs://me:hush@namenode:9000/x", "S3://AKIA:hush@bucket",
+    "hdfs://me:hush@namenode:9000/x", "S3://AKIA:hush@bucket", "s3://bucket/x?endpoint_override=AKIA:hush@minio:9000",
+    "s3://bucket/../x?endpoint_override=http://AKIA:hush@minio",
 ]  # fmt: skip
 
 
