@@ -164,3 +164,8 @@ def test_what_was_logged_to_wandb_is_known_elsewhere(
     stored = server.files("bucket/tracked/mine")
     assert stored["tracking.jsonl"] == (copy_in(machine("b")).path / "tracking.jsonl").read_bytes()
     assert not [name for name in stored if name.startswith("wandb/")], "its files are of the machine that syncs them"
+
+    machine("c")
+    assert execute(composed(*line, "tracker=wandb", "mode=track")) == 0
+    folder = copy_in(machine("c")).path / "wandb"
+    assert list(folder.glob("offline-run-*")), "what was not uploaded went with b's copy, and is written anew"
