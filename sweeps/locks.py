@@ -60,7 +60,7 @@ class RunLock:
                 if self._handle is None:
                     os.close(handle)
         os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        os.pwrite(self._handle, json.dumps(_own()).encode(), 0)
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         return self
 
@@ -124,6 +124,11 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         assert self._handle is not None
         self._ended.set()
-        self._path.unlink(missing_ok=True)
+        if self._holder(self._handle) == _own():  # and not of whoever took it over while this machine was asleep
+            self._path.unlink(missing_ok=True)
         os.close(self._handle)
         self._handle = None
+
+
+def _own() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}

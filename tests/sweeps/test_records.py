@@ -415,6 +415,15 @@ def test_a_holder_touches_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             time.sleep(0.01)
 
 
+def test_a_lock_that_another_host_took_over_is_left_to_it(tmp_path: Path) -> None:
+    """This machine was asleep, say, longer than a lock goes untouched."""
+    lock = tmp_path / "lock.json"
+    taken = json.dumps({"host": "elsewhere", "pid": os.getpid()})
+    with RunLock(tmp_path):
+        lock.write_text(taken)
+    assert lock.read_text() == taken
+
+
 def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
         raise ZeroDivisionError
