@@ -92,7 +92,7 @@ def test_a_driver_killed_with_its_machine_loses_nothing_that_was_published(
         return {name.partition("/")[2] for name in server.files(place) if "/records/" in name}
 
     process = subprocess.Popen(command(*line), cwd=tmp_path, env=environment(), stdout=-1, stderr=-1, text=True)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while len(published()) < 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
