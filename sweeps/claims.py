@@ -83,7 +83,7 @@ class Claim:
     def _withdraw(self, kind: type | None) -> None:
         seconds = LEAVING_SECONDS if kind is KeyboardInterrupt else REQUEST_SECONDS
         self._ended.set()
-        self._beating.join(timeout=min(seconds, BEAT_SECONDS))
+        self._beating.join(timeout=seconds)
         _OURS.discard(self._name)
         if not self._lost:
             with contextlib.suppress(GaveOut, TimeoutError):  # then it goes stale
