@@ -114,6 +114,15 @@ def test_another_metric_has_its_own_effects(browser, report, fake_run):
         assert "metric" not in state(page)
 
 
+def test_other_metrics_stopped_with_the_registered_one(browser, report, cells):
+    decided = cells[cells["stopped"] == "decided"].index[0]
+    with opened(browser, report, f"#pick={decided}") as found:
+        stopped = found.page.locator(".detail [data-key=stopped] dd")
+        assert stopped.text_content() == "early: its verdict was certain"
+        found.page.select_option("select[name=metric]", "edge")
+        assert stopped.text_content() == "early: its verdict on noise_mse was certain"
+
+
 def test_a_picked_cell_shows_what_is_known_of_it(browser, report, cells, fake_run):
     heads = cells.query("head >= 0 and verdict == 'degraded'")
     trial, cell = heads.index[3], heads.iloc[3]

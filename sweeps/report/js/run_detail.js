@@ -24,9 +24,9 @@ class RunDetail extends Detail {
 
   numbers(trial, metric, effect) {
     if (!effect) return null;
-    const primary = metric === this.data.facts.metric;
-    const stopped = { decided: "early: its verdict was certain", futile: "early: more images could not have decided it" };
-    const of = primary && trial.most > effect.n ? ` of at most ${trial.most.toLocaleString("en")}` : "";
+    const registered = this.data.facts.metric;
+    const primary = metric === registered;
+    const of = trial.most > effect.n ? ` of at most ${trial.most.toLocaleString("en")}` : "";
     const rank = primary && Number.isFinite(trial.rank)
       ? `${trial.rank} of ${trial.ranked} head trials (${trial.rankLow} to ${trial.rankHigh})` : null;
     const halves = primary && trial.halves.every(Number.isFinite)
@@ -36,11 +36,19 @@ class RunDetail extends Detail {
       ["p", "p", probabilityText(effect.p), "one-sided"],
       ["q", "q", probabilityText(effect.q), "p adjusted for the false discovery rate over the grid"],
       ["n", "Images", `${effect.n.toLocaleString("en")}${of}`],
-      ["stopped", "Stopped", effect.stopped ? stopped[effect.stopped] || effect.stopped : trial.most > effect.n && primary ? "not yet decided" : "no: measured on all of its images"],
+      ["stopped", "Stopped", this.stopped(trial, primary ? "its verdict" : `its verdict on ${registered}`)],
       ["rank", "Rank", rank, "with an interval that holds for all ranks at once"],
       ["halves", "Two halves", halves, "on every other image, and on the images between"],
       ["path", "Module", trial.path],
     ]);
+  }
+
+  // The registered metric alone decides when a trial stops, for every other one as well.
+  stopped(trial, verdict) {
+    const effect = this.data.effect(this.data.facts.metric, trial);
+    const reasons = { decided: `early: ${verdict} was certain`, futile: `early: more images could not have decided ${verdict}` };
+    if (effect && effect.stopped) return reasons[effect.stopped] || effect.stopped;
+    return effect && trial.most > effect.n ? "not yet decided" : "no: measured on all of its images";
   }
 
   againstControls(trial, metric) {
