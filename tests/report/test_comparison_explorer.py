@@ -128,6 +128,24 @@ def test_what_is_known_of_the_picked_cell_in_both_runs(browser, comparison, page
         assert found.said == []
 
 
+def test_images_that_are_alike_stay_on_the_strip_of_their_run(browser, tmp_path):
+    """One run that nothing harms beside one that is harmed: its dots are all at one place of the axis."""
+    path = write_fake_comparison(tmp_path / "compare", layers=1, heads=1, windows=1)
+    images = pd.read_parquet(path / "images.parquet")
+    images["a"] = [np.linspace(-1e-3, 1e-3, len(a)).astype(np.float32) for a in images["a"]]
+    images.to_parquet(path / "images.parquet")
+    with opened(browser, write_comparison_page(path)) as found:
+        strips = found.page.get_by_role("img", name=re.compile("Change on each image in both runs"))
+        dots = strips.evaluate("""(svg) => Array.from(svg.querySelectorAll("circle"), (dot) => {
+          const box = dot.getBoundingClientRect(), around = svg.getBoundingClientRect();
+          return [dot.getAttribute("fill"), box.top - around.top, box.bottom - around.top];
+        })""")
+        inside = {"var(--data-1)": (0, 80), "var(--data-2)": (78, 158)}
+        assert len(dots) == 128
+        for run, top, bottom in dots:
+            assert inside[run][0] <= top < bottom <= inside[run][1]
+
+
 def test_samples_of_both_runs(browser, comparison, page):
     trial = pd.read_parquet(comparison / "comparisons.parquet")["trial_a"].iloc[0]
     with opened(browser, page, f"#pick={trial}") as found:

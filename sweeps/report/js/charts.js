@@ -27,18 +27,31 @@ function spanOf(values, least = 0.02) {
   return [low - room, high + room];
 }
 
+// Dots beside one another on a strip of so many pixels: piled up where they are close, and piles too high for the
+// strip pressed together.
+function piled(values, domain, width, height, radius) {
+  const place = d3.scaleLinear(domain, [0, width]);
+  const apart = 2 * radius + 0.4;
+  const piles = Array.from(d3.group(values, ({ ratio }) => Math.round(place(ratio) / apart)).values());
+  const step = Math.min(apart, (height - 2 * radius) / Math.max(1, d3.max(piles, (pile) => pile.length) - 1));
+  return piles.flatMap((pile) => pile.map((value, row) => ({ ...value, up: (row - (pile.length - 1) / 2) * step })));
+}
+
+const stripLabel = (few) => `ablated against baseline${few ? ", an image a dot" : ", images counted"}`;
+
 // A dot an image: percent change, with the mean and its interval.
 function imageStrip(values, effect, width) {
   const known = effect && [effect.low, effect.high].every(Number.isFinite);
   const [low, high] = known ? [effect.low, effect.high].map(logOf) : [NaN, NaN];
   const domain = spanOf([0, ...values.map((value) => value.ratio), low, high]);
-  const dots = values.length <= MANY_IMAGES
-    ? [Plot.dotX(values, Plot.dodgeY("middle", { x: "ratio", r: values.length > 120 ? 2 : 2.8, fill: "var(--accent)", fillOpacity: 0.65, padding: 0.4 }))]
+  const few = values.length <= MANY_IMAGES, height = 80, side = 12, r = values.length > 120 ? 2 : 2.8;
+  const dots = few
+    ? [Plot.dot(piled(values, domain, width - 2 * side, height, r), { x: "ratio", y: "up", r, fill: "var(--accent)", fillOpacity: 0.65 })]
     : [Plot.rectY(values, Plot.binX({ y: "count" }, { x: "ratio", fill: "var(--accent)", fillOpacity: 0.5, thresholds: 60 }))];
   return chart(`Change on each of ${values.length} images, from ${percentText(fromLog(d3.min(values, (v) => v.ratio)))} to ${percentText(fromLog(d3.max(values, (v) => v.ratio)))}`, {
-    width, height: 118, marginTop: 4, marginBottom: 34, marginLeft: 12, marginRight: 12,
-    x: { domain, ticks: percentTicks(domain), tickFormat: percentTick, label: "ablated against baseline, an image a dot", labelAnchor: "center", labelArrow: "none", labelOffset: 32 },
-    y: { axis: null },
+    width, height: height + 38, marginTop: 4, marginBottom: 34, marginLeft: side, marginRight: side,
+    x: { domain, ticks: percentTicks(domain), tickFormat: percentTick, label: stripLabel(few), labelAnchor: "center", labelArrow: "none", labelOffset: 32 },
+    y: few ? { axis: null, domain: [-height / 2, height / 2] } : { axis: null },
     marks: [
       known ? Plot.rectX([{ low, high }], { x1: "low", x2: "high", fill: "var(--band)" }) : null,
       Plot.ruleX([0], { stroke: "var(--hatch)" }),
@@ -74,18 +87,19 @@ function pairedScatter(values, metric, width) {
 function twoStrips(values, means, width) {
   const known = values.filter((value) => Number.isFinite(value.ratio));
   const domain = spanOf([0, ...known.map((value) => value.ratio), ...means.flatMap(({ low, high }) => [low, high])]);
-  const small = known.length <= 2 * MANY_IMAGES;
+  const few = known.length <= 2 * MANY_IMAGES, height = 66, left = 22, right = 12, r = known.length > 240 ? 2 : 2.6;
+  const dots = ["a", "b"].flatMap((side) => piled(known.filter((value) => value.side === side), domain, width - left - right, height, r));
   const each = means.map(({ side, mean }) => `${side}: ${known.filter((value) => value.side === side).length} images, mean ${percentText(fromLog(mean))}`).join("; ");
   return chart(`Change on each image in both runs. ${each}`, {
-    width, height: 190, marginTop: 4, marginBottom: 34, marginLeft: 22, marginRight: 12,
+    width, height: 190, marginTop: 4, marginBottom: 34, marginLeft: left, marginRight: right,
     fy: { domain: ["a", "b"], label: null, padding: 0.08 },
-    x: { domain, ticks: percentTicks(domain), tickFormat: percentTick, label: "ablated against baseline", labelAnchor: "center", labelArrow: "none", labelOffset: 32 },
-    y: { axis: null },
+    x: { domain, ticks: percentTicks(domain), tickFormat: percentTick, label: stripLabel(few), labelAnchor: "center", labelArrow: "none", labelOffset: 32 },
+    y: few ? { axis: null, domain: [-height / 2, height / 2] } : { axis: null },
     marks: [
       Plot.rectX(means.filter(({ low, high }) => Number.isFinite(low) && Number.isFinite(high)), { fy: "side", x1: "low", x2: "high", fill: "var(--band)" }),
       Plot.ruleX([0], { stroke: "var(--hatch)" }),
-      small
-        ? Plot.dotX(known, Plot.dodgeY("middle", { fy: "side", x: "ratio", r: known.length > 240 ? 2 : 2.6, padding: 0.4, fill: (value) => `var(--data-${value.side === "a" ? 1 : 2})`, fillOpacity: 0.7 }))
+      few
+        ? Plot.dot(dots, { fy: "side", x: "ratio", y: "up", r, fill: (value) => `var(--data-${value.side === "a" ? 1 : 2})`, fillOpacity: 0.7 })
         : Plot.rectY(known, Plot.binX({ y: "count" }, { fy: "side", x: "ratio", thresholds: 60, fill: "var(--accent)", fillOpacity: 0.5 })),
       Plot.ruleX(means.filter(({ mean }) => Number.isFinite(mean)), { fy: "side", x: "mean", stroke: "var(--ink)", strokeWidth: 1.8 }),
     ],

@@ -41,7 +41,7 @@ class ComparisonDetail extends Detail {
     const means = effect ? ["a", "b"].map((side) => ({ side, mean: effect[`mean_${side}`], low: effect[`low_${side}`], high: effect[`high_${side}`] })) : [];
     const pairs = row.paired && sides[0].length === sides[1].length ? sides[0].map((a, image) => ({ a, b: sides[1][image] })) : [];
     return this.part("Image by image", twoStrips(values, means, width),
-      element("p", { class: "note" }, `An image a dot. Line: their mean; band: its ${this.data.facts.confidence} interval, of each run alone.`),
+      element("p", { class: "note" }, `Line: their mean; band: its ${this.data.facts.confidence} interval, of each run alone.`),
       pairs.length ? [ratioScatter(pairs, width), element("p", { class: "note" }, "The same image in both runs; above the diagonal the ablation hurts it more in b.")] : null);
   }
 
