@@ -123,6 +123,35 @@ def test_other_metrics_stopped_with_the_registered_one(browser, report, cells):
         assert stopped.text_content() == "early: its verdict on noise_mse was certain"
 
 
+def test_the_table_begins_at_its_top_and_turns_to_what_is_picked(browser, report, cells):
+    last = cells.index[-1]
+    with opened(browser, report) as found:
+        page = found.page
+        assert rows(page)["trial"].tolist() == cells.index[:25].tolist()
+        page.locator(f'rect[data-cell="{last}"]').click()
+        assert rows(page)["trial"].iloc[-1] == last
+        page.locator("#all-trials th[data-key=percent] button").click()
+        page.locator("#all-trials th[data-key=percent] button").click()
+        assert rows(page)["percent_value"].tolist() == cells["percent"].nlargest(25).tolist()
+        page.get_by_role("button", name="Next").click()
+        assert rows(page)["percent_value"].tolist() == cells["percent"].nlargest(50).tolist()[25:]
+    with opened(browser, report, f"#pick={last}") as found:
+        assert rows(found.page)["trial"].iloc[-1] == last
+
+
+def test_the_way_back_from_a_section(browser, report, cells):
+    with opened(browser, report) as found:
+        page = found.page
+        page.locator(f'rect[data-cell="{cells.index[9]}"]').click()
+        page.get_by_role("button", name="Next").click()
+        there = rows(page)["trial"].tolist()
+        page.get_by_role("link", name="Method and limits").first.click()
+        assert state(page) == {"pick": cells.index[9], "at": "method"}
+        page.go_back()
+        assert state(page) == {"pick": cells.index[9]}
+        assert rows(page)["trial"].tolist() == there
+
+
 def test_a_picked_cell_shows_what_is_known_of_it(browser, report, cells, fake_run):
     heads = cells.query("head >= 0 and verdict == 'degraded'")
     trial, cell = heads.index[3], heads.iloc[3]

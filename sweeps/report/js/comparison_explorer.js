@@ -26,7 +26,8 @@ class ComparisonExplorer extends LinkedViews {
     // The maps follow the picked cell to its data set and mode.
     const moved = changed && changed.includes("pick") && row && mapped !== this.shownFor;
     if (row) this.shownFor = mapped;
-    super.update(moved ? null : changed);
+    if (moved) this.drawMap();
+    super.update(changed);
   }
 
   // In a and in b a colour where the interval of that effect alone excludes zero; of the difference, its verdict.

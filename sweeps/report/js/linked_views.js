@@ -35,10 +35,11 @@ class LinkedViews {
       if (innerWidth === width) return;
       width = innerWidth;
       clearTimeout(this.resized);
-      this.resized = setTimeout(() => this.update(null), 120);
+      this.resized = setTimeout(() => this.fit(), 120);
     });
     root.hidden = false;
     this.update(null);
+    if (this.state.get("pick") !== this.state.defaults.pick) this.table.mark(this.state.get("pick"));
     this.state.scroll();
   }
 
@@ -90,6 +91,12 @@ class LinkedViews {
     }
     if (!only("sort")) this.drawMap();
     this.showTable();
+    this.showPick(false);
+  }
+
+  // To another width of the window, which leaves the table where it is.
+  fit() {
+    this.drawMap();
     this.showPick(false);
   }
 

@@ -7,9 +7,10 @@ class State {
     this.listeners = [];
     this.readAddress();
     const moved = () => {
-      const before = JSON.stringify(this.values);
+      const before = this.values;
       this.readAddress();
-      if (JSON.stringify(this.values) !== before) this.tell(Object.keys(this.values));
+      const changed = Object.keys(this.values).filter((name) => this.values[name] !== before[name]);
+      if (changed.length) this.tell(changed);
       this.scroll();
     };
     addEventListener("popstate", moved);
@@ -77,7 +78,7 @@ class State {
       if (shown && !shown.contains(link)) shown.scrollIntoView();
       return;
     }
-    this.set({ at: target });
+    this.set({ at: target }, true);
     this.scroll(true);
   }
 

@@ -48,7 +48,7 @@ class TrialsTable {
       else heading.removeAttribute("aria-sort");
     }
     this.page = 0;
-    this.mark(this.state.get("pick"));
+    this.draw(this.state.get("pick"));
   }
 
   // What has no value comes last in either order.
