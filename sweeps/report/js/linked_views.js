@@ -186,7 +186,7 @@ function placeColumns(ranking) {
     { key: "site", label: "Site", kind: "text", value: (row) => row.site, cell: (row) => element("th", { scope: "row" }, element("a", { href: `#pick=${encodeURIComponent(row.id)}` }, row.site)) },
     textColumn("level", "Level", (row) => row.level),
     textColumn("mode", "Mode", (row) => row.mode),
-    { key: "window", label: "Window", kind: "number", value: (row) => row.window, cell: (row) => element("td", {}, row.windowText) },
+    { key: "window", label: "Window", kind: "text", value: (row) => row.window, cell: (row) => element("td", {}, row.windowText) },
     textColumn("dataset", "Data", (row) => row.dataset),
   ];
 }

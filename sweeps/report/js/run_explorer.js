@@ -33,7 +33,7 @@ function runColumns(views) {
     numberColumn("n", "n", of("n"), (n) => n.toLocaleString("en"), "images"),
     {
       key: "verdict", label: "Verdict", kind: "text", value: of("verdict"),
-      cell: (trial) => element("td", {}, verdictMark(of("verdict")(trial)), of("stopped")(trial) ? element("small", {}, ` stopped: ${of("stopped")(trial)}`) : null),
+      cell: (trial) => element("td", {}, verdictMark(of("verdict")(trial)), of("stopped")(trial) ? element("small", { title: "why it stopped early" }, ` ${of("stopped")(trial)}`) : null),
     },
   ];
 }

@@ -28,6 +28,7 @@ function makeSortable(table) {
     button.append(...heading.childNodes);
     button.addEventListener("click", () => sortBy(table, column, heading));
     heading.replaceChildren(button);
-    if (heading.dataset.kind === "number") heading.classList.add("num");
+    const first = table.tBodies[0].rows[0];
+    if (first && first.cells[column].classList.contains("num")) heading.classList.add("num");
   });
 }

@@ -26,7 +26,7 @@ function decimalText(value, digits = 2) {
 
 function probabilityText(value) {
   if (!Number.isFinite(value)) return NONE;
-  return value >= 0.001 ? value.toFixed(3) : value.toExponential(0).replace("e-0", "e-").replace("e+0", "e+0");
+  return value >= 0.001 ? value.toFixed(3) : value.toExponential(0);
 }
 
 // Three significant digits, for values whose unit is a metric's own.
