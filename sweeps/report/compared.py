@@ -57,7 +57,8 @@ def read_comparison(path: Path) -> Comparison:
         cells = tidied(pd.read_parquet(path / "comparisons.parquet"))
     except OSError as error:
         raise RunDirectoryError(f"{path} holds no comparison: {error}") from error
-    starts = sorted(cells["t_start"].unique(), reverse=True)
+    windows = list(zip(cells["t_start"], cells["t_end"]))
+    order = {window: index for index, window in enumerate(sorted(set(windows), reverse=True))}
     several = cells[["strength", "strength_b"]].stack().nunique() > 1
     mode = _crossed(cells["mode"], cells["mode_b"])
     strength = _crossed(cells["strength"].map("{:g}".format), cells["strength_b"].map("{:g}".format))
@@ -69,7 +70,7 @@ def read_comparison(path: Path) -> Comparison:
             stream=stream,
             data=_crossed(cells["dataset"], cells["dataset_b"]),
             variant=mode + " " + strength if several else mode,
-            window_index=cells["t_start"].map({start: index for index, start in enumerate(starts)}),
+            window_index=[order[window] for window in windows],
             percent=_percent(cells["estimate"]),
             trial_id=cells["trial_a"],
         ),

@@ -130,6 +130,17 @@ def test_nothing_is_loaded_from_elsewhere_and_references_resolve(page, parts):
     assert max(np.diff(levels)) == 1
 
 
+def test_windows_that_begin_together_are_two_windows(tmp_path):
+    path = write_fake_comparison(tmp_path / "compare", layers=1, heads=2, windows=2, modes=("zero",))
+    cells = pd.read_parquet(path / "comparisons.parquet")
+    cells.assign(t_start=999, t_start_b=999).to_parquet(path / "comparisons.parquet")
+    page = write_comparison_page(path)
+    known = table(embedded(page)["cells"])
+    assert set(zip(known["window"], known["window_text"])) == {(0, "t 999–500"), (1, "t 999–0")}
+    assert list((path / "report" / "figures").glob("differences*.svg")), "no two of them share a place of the map"
+    assert "a family is a layer in a window (2 here)" in "".join(PageParts(page.read_text(encoding="utf-8")).text)
+
+
 def test_no_certain_difference_is_said_plainly(tmp_path):
     path = write_fake_comparison(tmp_path / "compare", layers=1, heads=3, windows=1, modes=("zero",))
     pd.read_parquet(path / "comparisons.parquet").assign(verdict="undecided").to_parquet(path / "comparisons.parquet")
