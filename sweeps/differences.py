@@ -9,24 +9,25 @@ from sweeps.matching import CellMatch
 from sweeps.units import UnitMatch
 
 _IRRELEVANT = ("mode", "run", "tracker", "cluster")
+_NOTHING = "–"
 _SURROUNDINGS = ("model.revision", "versions", "python", "device", "git_commit")
 
 
 def differences(
     config_a: Mapping[str, Any], config_b: Mapping[str, Any], facts_a: Mapping[str, Any], facts_b: Mapping[str, Any]
 ) -> list[dict[str, str]]:
-    """A row a setting or fact that is not the same in both runs; how a run was scheduled and tracked is left out."""
+    """A row a setting or fact that is not the same in both runs; how a run was scheduled and tracked is left out.
+
+    A setting that one run lacks and that is not set in the other is the same.
+    """
     sides = []
     for config, facts in ((config_a, facts_a), (config_b, facts_b)):
         settings = {key: value for key, value in config.items() if key not in _IRRELEVANT}
         about = {key: value for key, value in _flat(facts) if key.startswith(_SURROUNDINGS)}
         sides.append(dict(_flat(settings)) | about)
     a, b = sides
-    return [
-        {"what": key, "a": a.get(key, "–"), "b": b.get(key, "–")}
-        for key in dict.fromkeys([*a, *b])
-        if a.get(key) != b.get(key)
-    ]
+    rows = [{"what": key, "a": a.get(key, _NOTHING), "b": b.get(key, _NOTHING)} for key in dict.fromkeys([*a, *b])]
+    return [row for row in rows if row["a"] != row["b"]]
 
 
 def factors(
@@ -63,4 +64,4 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         return _flat({str(item["name"]): {k: v for k, v in item.items() if k != "name"} for item in value}, prefix)
     if isinstance(value, list):
         return [(prefix, ", ".join(map(str, value)))]
-    return [(prefix, "–" if value is None else str(value))]
+    return [(prefix, _NOTHING if value is None else str(value))]
