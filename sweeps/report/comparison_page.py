@@ -59,6 +59,7 @@ def render(found: Comparison, figures: Path) -> str:
         data=attempts.make("explorer", None, comparison_application, found),
         names=found.names,
         facts=facts,
+        finished={side: wording.moment(facts[side]["finished"] or "–") for side in "ab"},
         findings=attempts.make("findings", [], findings, found),
         counts=_counts(cells),
         looks=VERDICTS,

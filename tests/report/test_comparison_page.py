@@ -113,6 +113,7 @@ def test_findings_are_made_from_the_numbers(comparison, parts):
     assert "natural (denoise): independent: 64 units in a, 80 others in b" in text
     assert "paired: the same 64 images in both" in text
     assert "43,200 studentised permutations" in text
+    assert text.count("2026-03-14 09:21 UTC") == 2
 
 
 def test_nothing_is_loaded_from_elsewhere_and_references_resolve(page, parts):
