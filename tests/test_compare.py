@@ -407,7 +407,7 @@ def test_the_command_line(two_runs):
     def launch(*overrides: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "launch.py", "mode=compare", f"run.root={two_runs}", *overrides]
         root = Path(__file__).resolve().parents[1]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
 
     done = launch("run.a=first_run", "run.b=second_run")
     assert done.returncode == 0, done.stderr

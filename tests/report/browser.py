@@ -12,6 +12,7 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 MISSING = "no Chromium on this machine to open the page with"
+PATIENCE = 180_000  # milliseconds for whatever a browser does on a busy machine
 DESKTOP, PHONE = (1440, 900), (390, 844)
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
@@ -38,7 +39,9 @@ def chromium() -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"], timeout=PATIENCE
+        )
         try:
             yield browser
         finally:
@@ -51,7 +54,7 @@ def opened(
 ) -> Iterator[Opened]:
     """The page after its scripts ran, in a context of its own."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=theme)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(PATIENCE)
     try:
         found = Opened(context.new_page())
         found.page.on("console", lambda message: found.said.append(f"{message.type}: {message.text}"))
