@@ -7,7 +7,6 @@ effects of an unfinished sweep exist there only: in the run itself nothing can t
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 
 from sweeps.records import RunDirectory, publish
-from sweeps.standing import Standing, read_standing
 
 _OWN = {
     "effects.parquet", "comparisons.parquet", "diagnostics.parquet", "heads.parquet", "run.json", "report", "lock.json",
@@ -104,27 +102,13 @@ def write_partial_report(directory: RunDirectory, current: Callable[[], bool] = 
     with tempfile.TemporaryDirectory(prefix="partial-") as scratch:
         mirror = mirrored(directory, Path(scratch))
         aggregate(mirror)
-        page = marked(write_report(mirror.path, figures=False).read_text(encoding="utf-8"), read_standing(directory))
+        page = write_report(mirror.path, figures=False).read_text(encoding="utf-8")
     if not current():
         return False
     folder = directory.path / "report"
     folder.mkdir(exist_ok=True)
     publish(folder / "index.html", lambda temporary: temporary.write_text(page, encoding="utf-8"), synced=False)
     return True
-
-
-def marked(page: str, standing: Standing | None) -> str:
-    """The page, which says at its top that it is of an unfinished sweep."""
-    begins = re.search(r"<body[^>]*>(.*?<header[^>]*>)?", page, re.DOTALL)
-    assert begins is not None, "a page has a body"
-    failed = f", {standing.failed:,} failed," if standing and standing.failed else ""
-    share = f"{standing.done:,} of {standing.trials:,} trials{failed}" if standing else "some of the trials"
-    note = (
-        f'\n<p id="unfinished" class="partial" role="status"><strong>Partial report: {share} were finished when it was '
-        "written.</strong> Estimates and verdicts are provisional: a trial may see further images, and the correction "
-        "is over all trials. The report of the whole sweep takes the place of this one.</p>"
-    )
-    return page[: begins.end()] + note + page[begins.end() :]
 
 
 def mirrored(directory: RunDirectory, scratch: Path) -> RunDirectory:

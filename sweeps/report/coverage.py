@@ -1,4 +1,4 @@
-"""How much of a sweep a report covers: a page can be written while trials are still missing."""
+"""How much of a sweep a report covers: a page can be written while trials are still missing, or not through yet."""
 
 from dataclasses import dataclass
 
@@ -9,25 +9,27 @@ from sweeps.report.reported_run import ReportedRun, mapping
 class Coverage:
     """
     Attributes:
-        planned: trials that are findings themselves, controls not among them. measured: those with an effect.
-        failed: trials that failed for good. finished: whether the run says that all of its trials are recorded.
+        planned: trials that are findings themselves, controls not among them. done: those that need no further images,
+            by a verdict or since they have them all. failed: trials that failed for good.
+        finished: whether the run says that all of its trials are recorded.
     """
 
     planned: int
-    measured: int
+    done: int
     failed: int
     finished: bool
 
     @property
     def partial(self) -> bool:
-        return not self.finished and self.measured + self.failed < self.planned
+        return not self.finished and self.done + self.failed < self.planned
 
     @property
     def sentence(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
         return (
-            f"Partial report: {self.measured:,} of {self.planned:,} trials are measured{failed}. Estimates and "
-            "verdicts can still change, since the correction is over all trials."
+            f"Partial report: {self.done:,} of {self.planned:,} trials were finished when it was written{failed}. "
+            "Estimates and verdicts are provisional: a trial may see further images, and the correction is over all "
+            "trials."
         )
 
 
@@ -38,7 +40,12 @@ def coverage(run: ReportedRun) -> Coverage:
     trials, recorded, failed = (part if isinstance(part, int) else 0 for part in done)
     return Coverage(
         planned=len(planned),
-        measured=len(planned & set(run.effects["trial_id"])),
+        done=len((planned & set(run.effects["trial_id"])) - _waiting(run)),
         failed=len(planned & set(run.failures["trial_id"])),
         finished="finished" in run.run and 0 < trials <= recorded + failed,
     )
+
+
+def _waiting(run: ReportedRun) -> set[str]:
+    """Trials with an effect that neither have stopped nor have seen all of their images."""
+    return set(run.cells.loc[run.cells["stopped"].isna() & (run.cells["n"] < run.cells["most"]), "trial_id"])

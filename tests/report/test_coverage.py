@@ -3,6 +3,7 @@
 import json
 
 import pandas as pd
+import yaml
 from fake_run import FakeSweep, write_fake_run
 from page_data import embedded
 from page_parts import PageParts
@@ -33,7 +34,8 @@ def test_a_partial_page_says_how_much_is_measured(tmp_path):
     halfway(run)
     page = write_report(run, figures=False)
     trials = 2 * 4 * 2 * 2
-    assert f"Partial report: {trials // 2} of {trials} trials are measured, 1 failed." in text_of(page)
+    said = f"Partial report: {trials // 2} of {trials} trials were finished when it was written, 1 failed."
+    assert said in text_of(page)
     assert len(embedded(page)["trials"]["id"]) == trials // 2
     assert not (run / "report" / "figures").exists()
 
@@ -42,8 +44,29 @@ def test_an_interrupted_run_is_partial_until_it_was_resumed(tmp_path):
     run = write_fake_run(tmp_path / "run", SWEEP)
     halfway(run, {"finished": "2026-03-14T09:21:40+00:00", "counts": {"trials": 32, "recorded": 16, "failed": 0}})
     found = coverage(read_run(run))
-    assert (found.planned, found.measured, found.failed, found.finished) == (32, 16, 1, False)
+    assert (found.planned, found.done, found.failed, found.finished) == (32, 16, 1, False)
     assert found.partial
+
+
+def test_a_trial_that_may_see_further_images_is_not_finished(tmp_path):
+    """Under a stopping rule every trial is measured soon, and most are not through."""
+    run = write_fake_run(tmp_path / "run", SWEEP)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["stats"] |= {"statistic": "obf"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    trials = pd.read_parquet(run / "trials.parquet").assign(phase="grid", images=128)
+    trials.to_parquet(run / "trials.parquet")
+    facts = json.loads((run / "run.json").read_text())
+    del facts["finished"], facts["counts"]
+    (run / "run.json").write_text(json.dumps(facts))
+    effects = pd.read_parquet(run / "effects.parquet").query("metric == 'noise_mse'")
+    stopped = int(effects["stopped"].notna().sum())
+    assert 0 < stopped < len(effects) == len(trials)
+    found = coverage(read_run(run))
+    assert (found.planned, found.done) == (32, stopped)
+    assert found.partial
+    trials.assign(images=64).to_parquet(run / "trials.parquet")
+    assert not coverage(read_run(run)).partial
 
 
 def test_a_finished_run_is_not_partial(report):
@@ -58,4 +81,4 @@ def test_nothing_measured_yet(tmp_path):
     del facts["finished"]
     (run / "run.json").write_text(json.dumps(facts))
     text = text_of(write_report(run, figures=False))
-    assert "Partial report: 0 of 32 trials are measured" in text
+    assert "Partial report: 0 of 32 trials were finished" in text
