@@ -40,12 +40,7 @@ def coverage(run: ReportedRun) -> Coverage:
     trials, recorded, failed = (part if isinstance(part, int) else 0 for part in done)
     return Coverage(
         planned=len(planned),
-        done=len((planned & set(run.effects["trial_id"])) - _waiting(run)),
+        done=len((planned & set(run.effects["trial_id"])) - set(run.cells.loc[run.waiting, "trial_id"])),
         failed=len(planned & set(run.failures["trial_id"])),
         finished="finished" in run.run and 0 < trials <= recorded + failed,
     )
-
-
-def _waiting(run: ReportedRun) -> set[str]:
-    """Trials with an effect that neither have stopped nor have seen all of their images."""
-    return set(run.cells.loc[run.cells["stopped"].isna() & (run.cells["n"] < run.cells["most"]), "trial_id"])

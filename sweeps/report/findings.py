@@ -97,10 +97,11 @@ def _verdicts(run: ReportedRun) -> str:
 
 
 def _stopping(run: ReportedRun) -> str:
-    """What stopping as soon as a verdict is certain saved."""
-    if not run.stops_early:
+    """What stopping as soon as a verdict is certain saved, of the trials that the sweep is through with."""
+    through = run.cells[~run.waiting]
+    if not run.stops_early or through.empty:
         return ""
-    used, most = run.cells["n"], run.cells["most"]
+    used, most = through["n"], through["most"]
     ended = int((used < most).sum())
     return (
         f"Stopping early used {used.sum():,} of {most.sum():,} images ({100 * used.sum() / most.sum():.0f}%): a mean "

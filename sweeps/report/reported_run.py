@@ -103,6 +103,11 @@ class ReportedRun:
         return order.drop(columns="called").reset_index(drop=True)
 
     @property
+    def waiting(self) -> pd.Series:
+        """Which cells neither have stopped nor have seen all of their images: the sweep is not through with them."""
+        return self.cells["stopped"].isna() & (self.cells["n"] < self.cells["most"])
+
+    @property
     def stops_early(self) -> bool:
         return self.stats.statistic != "none"
 

@@ -10,6 +10,7 @@ from page_parts import PageParts
 
 from sweeps.report import write_report
 from sweeps.report.coverage import coverage
+from sweeps.report.findings import key_findings
 from sweeps.report.reported_run import read_run
 
 SWEEP = FakeSweep(layers=2, heads=3, windows=2, modes=("zero",), protocols=("denoise",), samples=0)
@@ -65,6 +66,8 @@ def test_a_trial_that_may_see_further_images_is_not_finished(tmp_path):
     found = coverage(read_run(run))
     assert (found.planned, found.done) == (32, stopped)
     assert found.partial
+    (saved,) = (sentence for sentence in key_findings(read_run(run)) if sentence.startswith("Stopping early used"))
+    assert saved.endswith(f"{stopped} of {stopped} trials ended before their last image.")
     trials.assign(images=64).to_parquet(run / "trials.parquet")
     assert not coverage(read_run(run)).partial
 
