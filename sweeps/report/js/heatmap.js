@@ -140,6 +140,10 @@ class Heatmap {
     return Array.from(this.rects.keys()).some((key) => this.cells.get(key).id === id);
   }
 
+  mute(ids) {
+    for (const [key, rect] of this.rects) rect.classList.toggle("dim", ids.has(this.cells.get(key).id));
+  }
+
   // One cell is the picked one, and the way in for the Tab key; its likes in other maps are outlined.
   mark(id) {
     this.picked = id;

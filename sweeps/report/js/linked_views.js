@@ -89,7 +89,8 @@ class LinkedViews {
       this.showPick();
       return;
     }
-    if (!only("sort")) this.drawMap();
+    if (only("verdict", "level", "search")) this.mute();
+    else if (!only("sort")) this.drawMap();
     this.showTable();
     this.showPick(false);
   }
@@ -104,13 +105,22 @@ class LinkedViews {
     return this.data.measured(this.metric).filter((row) => (row.level === "head" || row.level === "layer") && this.fits(row, ["dataset", "mode", "window"]));
   }
 
+  muted(row) {
+    return !this.fits(row, ["level", "verdict"]) || !this.found(row);
+  }
+
+  // Choices that leave every cell where it is.
+  mute() {
+    this.map.mute(new Set(this.mapped().filter((row) => this.muted(row)).map((row) => row.id)));
+  }
+
   drawMap() {
     const rows = this.mapped();
     const streams = new Set(rows.map((row) => row.stream)).size > 1;
     const groups = new Map();
     const cells = rows.flatMap((row) => {
       const effect = this.effect(row);
-      const dim = !this.fits(row, ["level", "verdict"]) || !this.found(row);
+      const dim = this.muted(row);
       return this.views(row, effect).map((view, place) => {
         const key = JSON.stringify([row.dataset, row.mode, row.stream, place]);
         if (!groups.has(key)) groups.set(key, { key, title: [row.dataset, row.mode, streams ? `${row.stream || "one"} stream` : "", view.title].filter(Boolean).join(" · ") });
