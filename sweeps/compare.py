@@ -14,6 +14,7 @@ from jaxtyping import Float
 from circuits.naming import nearest
 from circuits.seeds import numpy_generator
 from circuits.statistics import bh, effects, equivalence_test, hierarchical_fdr, signflip_test, two_way_contrast
+from circuits.vocabulary import SAMPLE_METRICS
 from sweeps.aggregate import COMPARISON_COLUMNS, TESTED
 from sweeps.compared_gains import (
     ComparedRun,
@@ -269,10 +270,14 @@ def _pairings(match: CellMatch, a: ComparedRun, b: ComparedRun, metric: str) -> 
     for key, _ in by_pairing(match.cells.assign(dataset_b=match.cells.get("dataset_b", match.cells["dataset"]))):
         units_a, units_b = a.units[key[0]], b.units[key[1]]
         if key[2] == "sample":
-            seeds = max(g.g.shape[1] for run in (a, b) for g in run.gains.values())
-            yield key, match_seeds(units_a, units_b, seeds)
+            yield key, match_seeds(units_a, units_b, _seeds(a), _seeds(b))
         else:
             yield key, match_images(units_a, units_b)
+
+
+def _seeds(run: ComparedRun) -> int:
+    """Of generated images."""
+    return max((found.g.shape[1] for metric, found in run.gains.items() if metric in SAMPLE_METRICS), default=0)
 
 
 def _about(run: ComparedRun) -> dict[str, Any]:

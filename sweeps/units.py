@@ -80,11 +80,12 @@ def match_images(a: Units, b: Units) -> UnitMatch:
     return UnitMatch(left, alone, False, False, False, len(right) - len(alone))
 
 
-def match_seeds(a: Units, b: Units, seeds: int) -> UnitMatch:
+def match_seeds(a: Units, b: Units, seeds_a: int, seeds_b: int) -> UnitMatch:
     """Units of protocol ``sample``: the same seed for the same data set starts from the same noise."""
-    units = np.arange(seeds)
-    same = a.noise == b.noise
-    return UnitMatch(units, units, same, False, same, 0)
+    if a.noise != b.noise:
+        return UnitMatch(np.arange(seeds_a), np.arange(seeds_b), False, False, False, 0)
+    both = np.arange(min(seeds_a, seeds_b))
+    return UnitMatch(both, both, True, False, True, abs(seeds_a - seeds_b))
 
 
 def _partners(a: tuple[str, ...], b: tuple[str, ...]) -> dict[int, int]:

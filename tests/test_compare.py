@@ -316,9 +316,11 @@ def test_two_pictures_alike_are_two_units():
 
 
 def test_units_of_generated_images_are_their_seeds(tmp_path, rng):
-    assert match_seeds(units("ab"), units("cd"), 3).paired
-    assert not match_seeds(units("ab"), units("ab", seed=1), 3).paired
-    assert not match_seeds(units("ab"), units("ab", name="other"), 3).paired
+    same = match_seeds(units("ab"), units("cd"), 5, 3)
+    assert (same.paired, same.a.tolist(), same.b.tolist(), same.dropped) == (True, [0, 1, 2], [0, 1, 2], 2)
+    for other in (units("ab", seed=1), units("ab", name="other")):
+        found = match_seeds(units("ab"), other, 5, 3)
+        assert (found.paired, len(found.a), len(found.b), found.dropped) == (False, 5, 3, 0)
     g = rng.normal(size=(2, 6))
     options = {"metric": "contrast", "protocol": "sample"}
     write_run(tmp_path / "a", [Cell(g[0], **options)], metric="contrast")
@@ -329,6 +331,17 @@ def test_units_of_generated_images_are_their_seeds(tmp_path, rng):
     assert table["paired"].all()
     assert table["p"].item() == pytest.approx(flipped_p(measured(g[1]) - measured(g[0])))
     assert not compared(tmp_path, b="c")[0]["paired"].any()
+
+
+def test_a_comparison_says_how_many_seeds_it_used(tmp_path, rng):
+    """Not how many images the other protocol had."""
+    for name, samples in (("a", 6), ("b", 4)):
+        generated = Cell(rng.normal(size=samples), metric="contrast", protocol="sample")
+        write_run(tmp_path / name, [Cell(rng.normal(size=UNITS)), generated])
+    table, facts = compared(tmp_path)
+    pairings = {pairing["protocol"]: (pairing["n_a"], pairing["n_b"]) for pairing in facts["pairings"]}
+    assert pairings == {"denoise": (UNITS, UNITS), "sample": (4, 4)}
+    assert table.set_index("metric")["n_a"].to_dict() == {"noise_mse": UNITS, "contrast": 4}
 
 
 def test_what_a_run_says_of_its_units():
