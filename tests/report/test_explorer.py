@@ -241,6 +241,7 @@ def test_a_link_to_nothing_known_does_no_harm(browser, report):
     with opened(browser, report, "#pick=nothing&metric=none&dataset=%E0%A4&sort=what&layers=-3&strange=1") as found:
         assert "No cell is picked" in found.page.locator(".detail").text_content()
         assert found.page.locator("select[name=metric]").input_value() == "noise_mse"
+        assert count(found.page) == (1080, 1080)
         assert found.said == []
 
 

@@ -15,7 +15,7 @@ class ComparisonExplorer extends LinkedViews {
   // Without a choice, only the maps of the picked cell's data set and mode: three maps of everything would be many.
   mapped() {
     const rows = super.mapped();
-    if (this.state.get("dataset") || this.state.get("mode")) return rows;
+    if (this.filters.chosen("dataset") || this.filters.chosen("mode")) return rows;
     const shown = this.picked || this.strongest();
     return rows.filter((row) => row.dataset === shown.dataset && row.mode === shown.mode);
   }

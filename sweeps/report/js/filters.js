@@ -5,6 +5,7 @@ class Filters {
   constructor(form, state, choices) {
     this.state = state;
     this.form = form;
+    this.known = new Map(choices.map(({ name, options }) => [name, new Set(options.map(([value]) => value))]));
     this.selects = choices.map(({ name, label, options, all }) => {
       const select = element("select", { name, onchange: () => state.set({ [name]: select.value }) },
         all === null ? [] : element("option", { value: "" }, all), options.map(([value, text]) => element("option", { value }, text)));
@@ -27,6 +28,12 @@ class Filters {
     });
   }
 
+  // What is chosen; the default where the address names what is not there.
+  chosen(name) {
+    const value = this.state.get(name);
+    return this.known.get(name).has(value) ? value : this.state.defaults[name];
+  }
+
   clear() {
     const names = [...this.selects.map((select) => select.name), "search", "sort"];
     this.state.set(Object.fromEntries(names.map((name) => [name, this.state.defaults[name]])));
@@ -34,8 +41,7 @@ class Filters {
 
   show(shown, all) {
     for (const select of this.selects) {
-      select.value = this.state.get(select.name);
-      if (select.selectedIndex < 0) select.value = this.state.defaults[select.name];
+      select.value = this.chosen(select.name);
       select.classList.toggle("chosen", select.value !== this.state.defaults[select.name]);
     }
     if (this.search.value !== this.state.get("search")) this.search.value = this.state.get("search");

@@ -44,7 +44,7 @@ class LinkedViews {
   }
 
   get metric() {
-    return this.data.metrics.includes(this.state.get("metric")) ? this.state.get("metric") : this.data.facts.metric;
+    return this.filters.chosen("metric");
   }
 
   get picked() {
@@ -67,7 +67,7 @@ class LinkedViews {
   // What the choices keep of the rows measured on the metric.
   fits(row, names) {
     return names.every((name) => {
-      const chosen = this.state.get(name);
+      const chosen = this.filters.chosen(name);
       return !chosen || (name === "verdict" ? this.effect(row).verdict : String(row[name])) === chosen;
     });
   }
