@@ -116,6 +116,7 @@ def render(run: ReportedRun, figures: Path | None) -> str:
         registered=registration(run),
         stops_early=run.stops_early,
         stats=run.stats,
+        figures=figures is not None,
         lost=list(dict.fromkeys(attempts.lost)),
     )
 
