@@ -53,7 +53,9 @@ def opened(
     browser, page: Path, address: str = "", size: tuple[int, int] = DESKTOP, theme: str = "light"
 ) -> Iterator[Opened]:
     """The page after its scripts ran, in a context of its own."""
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=theme)
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
+    )
     context.set_default_timeout(PATIENCE)
     try:
         found = Opened(context.new_page())
@@ -65,3 +67,8 @@ def opened(
         yield found
     finally:
         context.close()
+
+
+def fragment(page) -> str:
+    """What stands behind the # as the page has it: what Playwright knows of it may come later."""
+    return page.evaluate("location.hash.slice(1)")

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import pandas as pd
 import pytest
-from browser import DESKTOP, PHONE, opened
+from browser import DESKTOP, PHONE, fragment, opened
 from fake_comparison import write_fake_comparison
 from fake_run import sample_grid
 
@@ -81,7 +81,7 @@ def test_a_cell_is_picked_in_the_maps_of_both_runs_and_of_their_difference(brows
         found.page.locator(f'.map-row:nth-child(3) rect[data-cell="{other}"]').click()
         assert {rect.get_attribute("data-cell") for rect in picked.all()} == {other}
         assert picked.count() == 3
-        assert parse_qs(found.page.url.partition("#")[2])["pick"] == [other]
+        assert parse_qs(fragment(found.page))["pick"] == [other]
         # Colour of a and b where the interval of that effect excludes zero, of the difference where it is certain.
         looks = found.page.evaluate("""() => Array.from(document.querySelectorAll('.map-row'), (row) =>
           Object.fromEntries(Array.from(row.querySelectorAll('rect.cell'),

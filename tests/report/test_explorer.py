@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import pandas as pd
 import pytest
-from browser import DESKTOP, PHONE, opened
+from browser import DESKTOP, PHONE, fragment, opened
 from fake_profiles import add_profiles
 from fake_run import FakeSweep, write_fake_run
 
@@ -26,7 +26,7 @@ def cells(fake_run) -> pd.DataFrame:
 
 
 def state(page) -> dict[str, str]:
-    return {name: values[0] for name, values in parse_qs(page.url.partition("#")[2]).items()}
+    return {name: values[0] for name, values in parse_qs(fragment(page)).items()}
 
 
 def count(page) -> tuple[int, int]:
