@@ -8,7 +8,7 @@ from typing import Any
 from sweeps.matching import CellMatch
 from sweeps.units import UnitMatch
 
-_IRRELEVANT = ("mode", "run", "tracker", "cluster")
+_IRRELEVANT = ("mode", "format", "run", "tracker", "cluster")
 _NOTHING = "–"
 _SURROUNDINGS = ("model.revision", "versions", "python", "device", "git_commit")
 
@@ -16,7 +16,8 @@ _SURROUNDINGS = ("model.revision", "versions", "python", "device", "git_commit")
 def differences(
     config_a: Mapping[str, Any], config_b: Mapping[str, Any], facts_a: Mapping[str, Any], facts_b: Mapping[str, Any]
 ) -> list[dict[str, str]]:
-    """A row a setting or fact that is not the same in both runs; how a run was scheduled and tracked is left out.
+    """A row a setting or fact that is not the same in both runs; how a run was scheduled, tracked and shown is left
+    out.
 
     A setting that one run lacks and that is not set in the other is the same.
     """

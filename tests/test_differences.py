@@ -4,7 +4,12 @@ from sweeps.differences import differences
 
 
 def test_what_one_run_lacks_and_the_other_has_not_set_is_no_difference():
-    a = {"model": {"name": "early", "training": None}, "run": {"name": "a"}, "stats": {"futility": None}}
+    a = {
+        "model": {"name": "early", "training": None},
+        "run": {"name": "a"},
+        "format": "csv",
+        "stats": {"futility": None},
+    }
     b = {"model": {"name": "tiny", "training": {"steps": 300, "folder": None}}, "run": {"name": "b"}, "stats": {}}
     facts_a = {"device": "CPU", "versions": {"torch": "2.13"}}
     facts_b = {"device": "CPU", "versions": {"torch": "2.14"}}
