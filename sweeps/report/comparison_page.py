@@ -68,7 +68,7 @@ def render(found: Comparison, figures: Path) -> str:
         both=both,
         strongest=most,
         metrics=attempts.make("metrics", [], _metrics, found),
-        pairings=[_pairing(pairing) for pairing in facts["pairings"]],
+        pairings=[_pairing(pairing, found.cells) for pairing in facts["pairings"]],
         any_paired=bool(cells["paired"].any()),
         any_independent=not bool(cells["paired"].all()),
         margin=f"{100 * facts['margin']:g}",
@@ -222,17 +222,26 @@ def _metric(name: str, cells: pd.DataFrame) -> MetricCount:
     return MetricCount(str(name), len(cells), _counts(cells), middle)
 
 
-def _pairing(pairing: dict[str, Any]) -> dict[str, str]:
+def _pairing(pairing: dict[str, Any], cells: pd.DataFrame) -> dict[str, str]:
+    keys = ("dataset", "dataset_b", "protocol")
+    here = cells[(cells[list(keys)] == [pairing[key] for key in keys]).all(axis=1)]
+    n_a, n_b = (_used(here[side], pairing[side]) for side in ("n_a", "n_b"))
     if pairing["paired"]:
         what = "images" if pairing["shared_images"] else "seeds"
         noise = "" if pairing["shared_noise"] else "; their noise is not the same"
-        how = f"paired: the same {pairing['n_a']:,} {what} in both{noise}"
+        how = f"paired: the same {n_a} {what} in both{noise}"
     else:
-        how = f"independent: {pairing['n_a']:,} units in a, {pairing['n_b']:,} others in b"
+        how = f"independent: {n_a} units in a, {n_b} others in b"
     dropped = f"; {pairing['dropped']:,} units left out" if pairing["dropped"] else ""
     same = pairing["dataset"] == pairing["dataset_b"]
     data = pairing["dataset"] if same else f"{pairing['dataset']} → {pairing['dataset_b']}"
     return {"data": data, "protocol": pairing["protocol"], "how": how + dropped}
+
+
+def _used(units: pd.Series, there: int) -> str:
+    """``64``; ``16 of 256`` where a cell is compared on fewer than there are."""
+    used = wording.between(units) if len(units) else f"{there:,}"
+    return used if used == f"{there:,}" else f"{used} of {there:,}"
 
 
 def _tooltip(cell: Any) -> str:

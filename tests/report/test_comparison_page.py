@@ -142,6 +142,17 @@ def test_windows_that_begin_together_are_two_windows(tmp_path):
     assert "a family is a layer in a window (2 here)" in "".join(PageParts(page.read_text(encoding="utf-8")).text)
 
 
+def test_the_images_that_are_compared_are_counted(tmp_path):
+    """Of trials that stop early the first looks only, not all that a data set has."""
+    path = write_fake_comparison(tmp_path / "compare", layers=1, heads=2, windows=1, modes=("zero",))
+    cells = pd.read_parquet(path / "comparisons.parquet")
+    cells["n_a"] = cells["n_a"].where(cells["dataset"] == "natural", 16)
+    cells.to_parquet(path / "comparisons.parquet")
+    text = "".join(PageParts(write_comparison_page(path).read_text(encoding="utf-8")).text)
+    assert "synthetic (denoise) paired: the same 16 of 64 images in both" in text
+    assert "natural (denoise) independent: 64 units in a, 80 others in b" in text
+
+
 def test_no_certain_difference_is_said_plainly(tmp_path):
     path = write_fake_comparison(tmp_path / "compare", layers=1, heads=3, windows=1, modes=("zero",))
     pd.read_parquet(path / "comparisons.parquet").assign(verdict="undecided").to_parquet(path / "comparisons.parquet")
