@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sweeps.overrides import typed
+from sweeps.uris import Uri, is_uri
 
 _SAID = {0: "complete", 3: "some trials failed for good", 130: "interrupted"}
 
@@ -30,6 +32,10 @@ def run_name(name: str, swept: Sequence[str]) -> str:
     return re.sub(r"[/\\\x00-\x1f]", "_", ",".join([name, *swept]))[:200]
 
 
+def _place(job: Job) -> str:
+    return str(Uri.parse(job.root).child(job.name)) if is_uri(job.root) else f"{job.root.rstrip('/')}/{job.name}"
+
+
 def summary(jobs: Sequence[Job], program: str) -> list[str]:
     """Where the jobs' runs lie and how to compare them; nothing where none began."""
     if not jobs:
@@ -38,12 +44,12 @@ def summary(jobs: Sequence[Job], program: str) -> list[str]:
     lines = [f"{len(jobs)} runs:" if len(jobs) > 1 else "1 run:"]
     for job in jobs:
         said = _SAID.get(job.code, "ended early")
-        lines.append(f"  {' '.join(job.swept).ljust(wide)}  {job.root.rstrip('/')}/{job.name}  ({said})")
+        lines.append(f"  {' '.join(job.swept).ljust(wide)}  {_place(job)}  ({said})")
     done = [job for job in jobs if job.code in (0, 3)]
     different = {(job.root, job.name): job for job in done}
     if len(different) > 1:
         first, second = list(different.values())[:2]
-        root = [] if first.root == "runs" else [f"run.root={first.root}"]
-        command = shlex.join(["mode=compare", *root, f"run.a={first.name}", f"run.b={second.name}"])
+        root = {} if first.root == "runs" else {"run_root": first.root}
+        command = typed("mode=compare", **root, run_a=first.name, run_b=second.name)
         lines.append(f"Compare any two: {program} {command}")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def test_one_name_for_all_becomes_one_for_each(said: Said, settings: list[str], 
     code, error, out = said("--multirun", *small, "run.name=faces", "sweep.seed=0,1", "+sweep.modes=[zero]")
     assert code == 0, error
     assert sorted(run.name for run in (tmp_path / "runs").iterdir()) == ["faces,sweep.seed=0", "faces,sweep.seed=1"]
-    assert "run.a=faces,sweep.seed=0 run.b=faces,sweep.seed=1" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("Compare any two: python launch.py "))
+    code, error, out = said(*shlex.split(line.partition("launch.py ")[2]))
+    assert (code, error) == (0, ""), "as it is pasted"
+    assert "faces,sweep.seed=0" in out
 
 
 def test_a_plan_for_each_and_no_summary_of_runs(said: Said, settings: list[str]) -> None:
@@ -62,6 +66,10 @@ def test_the_summary_says_what_became_of_each() -> None:
         "  m=c   x/three  (interrupted)",
         "Compare any two: circuit-sweep mode=compare run.root=x/ run.a=one run.b=two",
     ]
+    stored = [Job(("m=a",), "s3://b/runs?region=x&c=1", name, 0) for name in ("one", "two")]
+    first, _, compare = multirun.summary(stored, "circuit-sweep")[1:]
+    assert first == "  m=a  s3://b/runs/one  (complete)"
+    assert compare.endswith("""mode=compare "run.root='s3://b/runs?region=x&c=1'" run.a=one run.b=two""")
     assert multirun.summary([], "circuit-sweep") == []
     same = [Job(("sweep.samples=0",), "runs", "one", 0), Job(("sweep.samples=2",), "runs", "one", 0)]
     assert not [line for line in multirun.summary(same, "circuit-sweep") if "Compare" in line]

@@ -1,0 +1,23 @@
+"""Overrides as they are pasted into a shell: quoted for Hydra, and around that for the shell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+_NO_TEXT = ("null", "true", "false", "nan", "inf")
+
+
+def typed(*words: str, **values: str) -> str:
+    """A command line's words and overrides; of keys with dots, ``run.name`` is given as ``run_name``."""
+    keys = {key.replace("_", ".", 1): value for key, value in values.items()}
+    return " ".join([*map(shlex.quote, words), *(_override(key, value) for key, value in keys.items())])
+
+
+def _override(key: str, value: str) -> str:
+    if re.fullmatch(r"[a-z/][\w./:@%+-]*", value, re.ASCII | re.IGNORECASE) and value.lower() not in _NO_TEXT:
+        return f"{key}={value}"
+    # In Hydra's quotes a backslash is one, but before a quote, where two are.
+    hydras = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+    given = f"{key}='{hydras}'"
+    return shlex.quote(given) if re.search(r"[\"$`\\!]", given) else f'"{given}"'
