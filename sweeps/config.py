@@ -142,7 +142,7 @@ class StatsConfig:
 
     name: str = MISSING  # of the choice of statistics
     metric: str = "noise_mse"  # the registered primary metric
-    alpha: float = 0.05  # false discovery rate, and the error rate of intervals
+    alpha: float = 0.05  # false discovery rate of each kind of claim; intervals are of 95%
     margin: float = 0.05  # effects within this share of 1 are negligible; fixed before the run
     families: Any = field(default_factory=lambda: ["layer", "window"])  # trials alike in these are corrected together
     statistic: str = "none"  # none: all images; obf, sign, betting: a trial ends when its verdict is certain

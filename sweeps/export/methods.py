@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from circuits.statistics.signflip import EXACT_BELOW
-from sweeps.export.tables import families, unfinished
+from sweeps.export.tables import unfinished
 from sweeps.report import wording
 from sweeps.report.controls import read_controls
 from sweeps.report.profiled import read_profiled
@@ -156,7 +156,7 @@ def _search(run: ReportedRun) -> Iterator[str]:
 def _inference(run: ReportedRun) -> Iterator[str]:
     said, stats = registration(run), run.stats
     yield _TESTS[said.statistic]
-    family = f" ({families(run)})" if said.corrected == "hierarchical" else ""
+    family = f" ({said.families})" if said.corrected == "hierarchical" else ""
     yield f"{_CORRECTIONS[said.corrected]}{family}, at a level of {100 * stats.alpha:g}%."
     apart = "" if run.stops_early else ", negligibility over all trials by Benjamini and Hochberg [@benjamini1995]"
     yield (

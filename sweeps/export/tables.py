@@ -10,18 +10,15 @@ import numpy as np
 import pandas as pd
 
 from sweeps.comparison_names import DATA_SET_CONTRAST
-from sweeps.config import as_list
 from sweeps.report import wording
 from sweeps.report.controls import Controls, read_controls
 from sweeps.report.paper import PLAIN, claims
 from sweeps.report.profiled import Profiled, read_profiled
 from sweeps.report.registration import margin, registration
-from sweeps.report.reported_run import VERDICTS, ReportedRun, mapping
-from sweeps.rounds import family_labels
+from sweeps.report.reported_run import VERDICTS, ReportedRun
 
 Kind = Literal["text", "long", "count", "estimate", "interval", "probability"]
 TOP_HEADS, TOP_OTHERS, TOP_CONTRASTS, TOP_CONTROLS = 20, 20, 15, 20
-_AXES = {"layer": "layer", "window": "window", "mode": "mode", "dataset": "data set"}
 _EFFECT = ["percent", "ci_low", "ci_high", "mean_log_ratio", "d_z", "p", "q", "n", "verdict", "stopped"]
 _PLACE = ["trial_id", "site", "level", "layer_index", "head", "variant", "dataset", "t_start", "t_end"]
 
@@ -67,23 +64,17 @@ def tables_of(run: ReportedRun) -> list[Table]:
 
 
 def unfinished(run: ReportedRun) -> str:
-    """What is missing, in a sentence; empty where every planned trial has an effect."""
+    """What is missing, in a sentence; empty where every planned trial has all the images that its verdict needs."""
     planned = run.trials[run.trials["protocol"].isin(run.cells["protocol"])] if len(run.cells) else run.trials
-    missing = int((~planned["trial_id"].isin(run.effects["trial_id"])).sum())
+    through = set(run.effects["trial_id"]) - set(run.cells.loc[run.waiting, "trial_id"])
+    missing = int((~planned["trial_id"].isin(through)).sum())
     if not missing:
         return ""
     failed = int(planned["trial_id"].isin(run.failures["trial_id"]).sum())
     also = f", {failed:,} of them because they failed" if failed else ""
-    return f"Unfinished: {missing:,} of {wording.count(len(planned), 'planned trial')} are not measured{also}."
-
-
-def families(run: ReportedRun) -> str:
-    """How many there are, and in what trials of one are alike."""
-    axes = as_list(mapping(run.config.get("stats")).get("families", ["layer", "window"]), "stats.families")
-    confirmed = "phase" in run.trials and (run.trials["phase"] == "confirm").any()  # one family, whatever the axes
-    count = 1 if confirmed else len(set(family_labels(run.cells, axes)))
-    alike = f": trials alike in {wording.listing(_AXES[axis] for axis in axes)}" if axes and not confirmed else ""
-    return f"{count:,} families{alike}" if count > 1 else "one family"
+    return (
+        f"Unfinished: {missing:,} of {wording.count(len(planned), 'planned trial')} are not measured to the end{also}."
+    )
 
 
 def common_notes(run: ReportedRun) -> tuple[str, ...]:
@@ -98,7 +89,7 @@ def common_notes(run: ReportedRun) -> tuple[str, ...]:
         f"n: images of a trial, {wording.between(run.cells['n'])}.",
         f"Test: {said.test}",
         f"q, correction: {said.correction} Level: {100 * run.stats.alpha:g}%.",
-        f"Corrected within {families(run)}." if said.corrected == "hierarchical" else "",
+        f"Corrected within {said.families}." if said.corrected == "hierarchical" else "",
         f"Negligible: shown to lie within {margin(run)} of the baseline.",
         f"Stopping rule: {stopping}." if stopping else "",
         unfinished(run),

@@ -19,6 +19,7 @@ TESTS = {
     "being above 1. Exact for any distribution, wherever a trial stopped and whatever stopped it. The claim is about "
     "the mean of the ratio, not of its logarithm.",
 }
+_AXES = {"layer": "layer", "window": "window", "mode": "mode", "dataset": "data set"}
 STATISTICS = {"obf": "O’Brien–Fleming boundary", "sign": "sign e-process", "betting": "betting e-process"}
 CORRECTIONS = {
     "hierarchical": "adjusted for the false discovery rate in two steps, families first: Simes’ p for each family, "
@@ -35,7 +36,7 @@ class Registration:
     Attributes:
         facts: name and value of each thing that was registered, for a list.
         test, correction: in words. statistic, corrected: their names in config.yaml, the correction's never empty.
-        families: how many, in words; planned: whether the digest of the plan is among the facts.
+        families: see :func:`families`; planned: whether the digest of the plan is among the facts.
     """
 
     facts: list[tuple[str, str]]
@@ -54,7 +55,7 @@ def registration(run: ReportedRun) -> Registration:
         "Outcome": f"{stats.metric}, one number an image",
         "Error rate": f"false discovery rate of {100 * stats.alpha:g}% for each of degraded, improved and negligible",
         "Margin of negligible": f"{margin(run)} of the baseline",
-        "Families": f"a layer in a window, {families(run)} here" if corrected == "hierarchical" else "",
+        "Families": families(run) if corrected == "hierarchical" else "",
         "Stopping rule": _rule(run),
         "Giving up": _futility(run),
         "Random subspaces": _drawn(run),
@@ -73,8 +74,15 @@ def registration(run: ReportedRun) -> Registration:
 
 
 def families(run: ReportedRun) -> str:
-    number = len(run.cells.drop_duplicates(["layer_index", "window_index"]))
-    return f"{number:,} {'family' if number == 1 else 'families'}"
+    """How many there are, and in what trials of one are alike."""
+    from sweeps.config import FAMILIES, as_list  # late: a report needs no omegaconf
+
+    axes = as_list(mapping(run.config.get("stats")).get("families", ["layer", "window"]), "stats.families")
+    confirmed = "phase" in run.trials and (run.trials["phase"] == "confirm").any()  # one family, whatever the axes
+    one = confirmed or not axes
+    count = 1 if one else len(run.cells.drop_duplicates([FAMILIES[axis] for axis in axes]))
+    alike = f": trials alike in {wording.listing(_AXES[axis] for axis in axes)}" if not one else ""
+    return f"{count:,} families{alike}" if count > 1 else "one family"
 
 
 def margin(run: ReportedRun) -> str:

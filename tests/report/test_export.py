@@ -323,7 +323,7 @@ def test_an_unfinished_run_says_so_everywhere(small_run: Path) -> None:
     failures.assign(trial_id=gone.iloc[0]).to_parquet(small_run / "failures.parquet")
     lines = export_run(small_run, "latex")
     planned = int((pd.read_parquet(small_run / "trials.parquet")["protocol"] == "denoise").sum())
-    said = f"Unfinished: 5 of {planned} planned trials are not measured, 1 of them because they failed."
+    said = f"Unfinished: 5 of {planned} planned trials are not measured to the end, 1 of them because they failed."
     assert lines[-1] == said
     assert (small_run / "export" / "methods.tex").read_text().startswith(said)
     for name in ("heads", "groups", "verdicts", "contrasts"):

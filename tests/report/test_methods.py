@@ -65,6 +65,16 @@ def test_methods_of_a_stopping_rule(statistic: str, said: str, cited: set[str], 
     assert cited <= set(latex.citations(text))
 
 
+def test_trials_that_wait_for_their_next_look_are_not_finished(small_run: Path) -> None:
+    stop_early(small_run)
+    assert "Unfinished" not in said_of(small_run)
+    effects = pd.read_parquet(small_run / "effects.parquet")
+    waiting = effects.loc[(effects["metric"] == "noise_mse") & (effects["n"] == 16), "trial_id"].head(3)
+    effects.loc[effects["trial_id"].isin(waiting), "stopped"] = None
+    effects.to_parquet(small_run / "effects.parquet")
+    assert said_of(small_run).startswith("Unfinished: 3 of ")
+
+
 @pytest.mark.parametrize(
     ("axes", "said"),
     [

@@ -155,7 +155,7 @@ def test_what_was_run_is_said(parts):
         "Trained on 80 LFW faces; these 20 were kept apart.",
         "N = 64 a trial",
         "registered before the run, −4.76% to +5%",
-        "20 families here",
+        "20 families: trials alike in layer and window",
         "this checkpoint only",
     ):
         assert said in text, said

@@ -23,7 +23,7 @@ def text_of(page) -> str:
 def test_a_fixed_run_says_that_it_is(small_run):
     facts = dict(registration(read_run(small_run)).facts)
     assert facts["Stopping rule"] == "none: every trial is measured on all of its images, 64"
-    assert facts["Families"] == "a layer in a window, 4 families here"
+    assert facts["Families"] == "4 families: trials alike in layer and window"
     assert facts["Margin of negligible"] == "−4.76% to +5% of the baseline"
     assert not {"Giving up", "Plan", "Random subspaces"} & set(facts)
     text = text_of(write_report(small_run))

@@ -116,8 +116,8 @@ def test_a_disk_that_fills_up_a_torn_part_and_a_second_driver(
     part = next(directory.records.glob("*.parquet"))
     os.truncate(part, part.stat().st_size // 2)
     again = started(line, tmp_path)
-    deadline = time.monotonic() + PATIENCE
-    while not (directory.path / "lock.json").exists():
+    deadline, lock = time.monotonic() + PATIENCE, directory.path / "lock.json"
+    while not (lock.exists() and lock.stat().st_size):  # it is there before it is taken
         assert again.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
