@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import ray.exceptions
 from sweeps.leases import LeaseQueue
 from sweeps.schedule import pool as pools
 from sweeps.schedule.pool import Pool
-from tests.sweeps.test_paces import Clock
+from tests.sweeps.played_ray import Answer, PlayedRay
 from tests.sweeps.test_ray_pool import LightLease, LightQueue
 
 NEVER = float("inf")
@@ -25,13 +24,11 @@ DEVICE_LOST = ray.exceptions.RayTaskError("run", "FloatingPointError: the device
 
 
 @dataclass(eq=False)
-class Call:
-    """What a worker was asked, when it has answered, and what; an exception is raised."""
+class Call(Answer):
+    """What a worker was asked."""
 
-    worker: int
-    what: str
-    at: float = NEVER
-    value: Any = None
+    worker: int = field(kw_only=True)
+    what: str = field(kw_only=True)
 
 
 def done(*trial_ids: str) -> SimpleNamespace:
@@ -39,14 +36,12 @@ def done(*trial_ids: str) -> SimpleNamespace:
 
 
 @dataclass
-class Play:
+class Play(PlayedRay):
     """``answer`` fills in when a call is answered, and how; it sees them in order, those to come not yet answered."""
 
     workers: int
     answer: Callable[[Play, Call], object]
-    clock: Clock = field(default_factory=Clock)
     calls: list[Call] = field(default_factory=list)
-    killed: list[tuple[int, float]] = field(default_factory=list)
 
     def wanted(self) -> dict[str, int]:
         return {"played": self.workers}
@@ -61,27 +56,13 @@ class Play:
         )
 
     def _ask(self, worker: int, what: str) -> Call:
-        self.calls.append(Call(worker, what))
+        self.calls.append(Call(NEVER, worker=worker, what=what))
         self.answer(self, self.calls[-1])
         return self.calls[-1]
 
     def asked(self, worker: int, what: str) -> int:
         """How often."""
         return sum((call.worker, call.what) == (worker, what) for call in self.calls)
-
-    def kill(self, handle: Any, no_restart: bool = True) -> None:
-        self.killed.append((handle.index, self.clock.now))
-
-    def wait(self, calls: list[Call], timeout: float, num_returns: int = 1) -> tuple[list[Call], list[Call]]:
-        first = min(calls, key=lambda call: call.at)
-        self.clock.now = max(self.clock.now, min(first.at, self.clock.now + timeout))
-        ready = [first] if first.at <= self.clock.now else []
-        return ready, [call for call in calls if call not in ready]
-
-    def get(self, call: Call) -> Any:
-        if isinstance(call.value, Exception):
-            raise call.value
-        return call.value
 
 
 @dataclass
@@ -103,9 +84,7 @@ Playing = Callable[..., tuple[Play, Pool]]
 def playing(monkeypatch: pytest.MonkeyPatch) -> Playing:
     def play(queue: LightQueue, workers: int, answer: Callable[[Play, Call], object], timeout: float = 1e9) -> Any:
         found = Play(workers, answer)
-        played = SimpleNamespace(wait=found.wait, get=found.get, kill=found.kill, exceptions=ray.exceptions)
-        monkeypatch.setitem(sys.modules, "ray", played)
-        monkeypatch.setattr(pools, "time", found.clock)
+        found.play(monkeypatch)
         monkeypatch.setattr(pools, "DEVICE_LOST", (FloatingPointError,))
         return found, Pool(cast(LeaseQueue, queue), found, timeout, threading.Event())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray.exceptions
 
 from sweeps.leases import Lease, LeaseQueue, Task
 from sweeps.plan import Plan, make_plan
 from sweeps.schedule import pool as pools
 from sweeps.schedule.pool import Pool
 from tests.sweeps.fake_subject import fake_subject
+from tests.sweeps.played_ray import Answer, Clock, PlayedRay
 from tests.sweeps.tiny import composed
 
 SECONDS = 3.0  # of a lease
@@ -35,25 +34,6 @@ class Run:
     @property
     def seconds(self) -> float:
         return self.ended - self.begun
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@dataclass(eq=False)
-class Answer:
-    """What a worker was asked, and when it will have answered."""
-
-    at: float
-    value: Any = None
 
 
 @dataclass
@@ -84,19 +64,12 @@ class Worker:
         return Answer(self.free, outcome)
 
 
-class Simulation:
-    """Ray as the pool knows it, in no time."""
-
+class Simulation(PlayedRay):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *workers: dict[str, Any]) -> None:
-        self.clock = Clock()
+        super().__init__()
         self.workers = [Worker(index, self.clock, **given) for index, given in enumerate(workers)]
         self._unstarted = list(self.workers)
-        self.killed: list[tuple[Any, float]] = []
-        ray_of_this = SimpleNamespace(
-            wait=self._wait, get=lambda answer: answer.value, kill=self._kill, exceptions=ray.exceptions
-        )
-        monkeypatch.setitem(sys.modules, "ray", ray_of_this)
-        monkeypatch.setattr(pools, "time", self.clock)
+        self.play(monkeypatch)
 
     def wanted(self) -> dict[str, int]:
         return {"simulated": len(self.workers)}
@@ -109,15 +82,6 @@ class Simulation:
             ping=remote(remote=lambda: Answer(worker.up_at)),
             run=remote(remote=worker.asked_to_run),
         )
-
-    def _kill(self, handle: Any, no_restart: bool = True) -> None:
-        self.killed.append((handle.index, self.clock.now))
-
-    def _wait(self, answers: list[Answer], timeout: float, num_returns: int = 1) -> tuple[list[Answer], list[Answer]]:
-        first = min(answers, key=lambda answer: answer.at)
-        self.clock.now = max(self.clock.now, min(first.at, self.clock.now + timeout))
-        ready = [first] if first.at <= self.clock.now else []
-        return ready, [answer for answer in answers if answer not in ready]
 
     def run(self, leases: LeaseQueue) -> list[str]:
         """To the end; returns the trials in the order in which they came back."""

@@ -12,11 +12,23 @@ from pyarrow import fs
 from sweeps.config import Config
 from sweeps.records import RunDirectory
 from sweeps.run import Runner
+from sweeps.stores import Store
+from sweeps.uris import Uri
 from tests.sweeps.stores.s3_server import LOGIN, S3Server, contents, s3_server
 from tests.sweeps.tiny import composed, run_whole
 
 BUCKET = "bucket"
 TRIALS = 40
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """For one run, in a folder."""
+    return Store.open(Uri.parse(f"file://{tmp_path / 'store'}")).child("mine")
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,9 @@ from sweeps.driver import execute
 from sweeps.records import RunDirectoryError
 from sweeps.stores import Store
 from sweeps.uris import Uri
-from tests.sweeps.stores.conftest import Place
+from tests.sweeps.stores.conftest import Place, silent
 
 ELSEWHERE = {"host": "elsewhere", "pid": 7, "machine": "another", "since": "1", "held": True}
-
-
-def silent(_: str) -> None:
-    pass
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(Uri.parse(f"file://{tmp_path / 'store'}")).child("mine")
 
 
 @pytest.fixture

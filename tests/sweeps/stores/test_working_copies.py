@@ -12,17 +12,8 @@ import pytest
 from sweeps.locks import RunLock
 from sweeps.records import Failure, measurement_table
 from sweeps.stores import Listed, Store
-from sweeps.uris import Uri
 from sweeps.working_copies import StoredRun
-
-
-def silent(_: str) -> None:
-    pass
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(Uri.parse(f"file://{tmp_path / 'store'}")).child("mine")
+from tests.sweeps.stores.conftest import silent
 
 
 @pytest.fixture
