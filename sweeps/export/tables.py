@@ -66,8 +66,7 @@ def tables_of(run: ReportedRun) -> list[Table]:
 def unfinished(run: ReportedRun) -> str:
     """What is missing, in a sentence; empty where every planned trial has all the images that its verdict needs."""
     planned = run.trials[run.trials["protocol"].isin(run.cells["protocol"])] if len(run.cells) else run.trials
-    through = set(run.effects["trial_id"]) - set(run.cells.loc[run.waiting, "trial_id"])
-    missing = int((~planned["trial_id"].isin(through)).sum())
+    missing = int((~planned["trial_id"].isin(run.through)).sum())
     if not missing:
         return ""
     failed = int(planned["trial_id"].isin(run.failures["trial_id"]).sum())

@@ -40,7 +40,7 @@ def coverage(run: ReportedRun) -> Coverage:
     trials, recorded, failed = (part if isinstance(part, int) else 0 for part in done)
     return Coverage(
         planned=len(planned),
-        done=len((planned & set(run.effects["trial_id"])) - set(run.cells.loc[run.waiting, "trial_id"])),
+        done=len(planned & run.through),
         failed=len(planned & set(run.failures["trial_id"])),
         finished="finished" in run.run and 0 < trials <= recorded + failed,
     )

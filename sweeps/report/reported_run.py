@@ -108,6 +108,11 @@ class ReportedRun:
         return self.cells["stopped"].isna() & (self.cells["n"] < self.cells["most"])
 
     @property
+    def through(self) -> set[str]:
+        """Trials with an effect that need no further images, by a verdict or since they have them all."""
+        return set(self.effects["trial_id"]) - set(self.cells.loc[self.waiting, "trial_id"])
+
+    @property
     def stops_early(self) -> bool:
         return self.stats.statistic != "none"
 
