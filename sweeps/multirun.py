@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeps.overrides import typed
+from sweeps.overrides import pasted
 from sweeps.uris import Uri, is_uri
 
 _SAID = {0: "complete", 3: "some trials failed for good", 130: "interrupted"}
@@ -49,7 +49,7 @@ def summary(jobs: Sequence[Job], program: str) -> list[str]:
     different = {(job.root, job.name): job for job in done}
     if len(different) > 1:
         first, second = list(different.values())[:2]
-        root = {} if first.root == "runs" else {"run_root": first.root}
-        command = typed("mode=compare", **root, run_a=first.name, run_b=second.name)
+        root = {} if first.root == "runs" else {"run.root": first.root}
+        command = pasted({"mode": "compare", **root, "run.a": first.name, "run.b": second.name})
         lines.append(f"Compare any two: {program} {command}")
     return lines

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 
 _NO_TEXT = ("null", "true", "false", "nan", "inf")
 
 
-def typed(*words: str, **values: str) -> str:
-    """A command line's words and overrides; of keys with dots, ``run.name`` is given as ``run_name``."""
-    keys = {key.replace("_", ".", 1): value for key, value in values.items()}
-    return " ".join([*map(shlex.quote, words), *(_override(key, value) for key, value in keys.items())])
+def pasted(values: Mapping[str, str]) -> str:
+    """Overrides by key, in their order."""
+    return " ".join(_override(key, value) for key, value in values.items())
 
 
 def _override(key: str, value: str) -> str:

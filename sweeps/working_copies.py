@@ -33,7 +33,6 @@ _AT_THE_END = {"tracking.jsonl"}  # grows line by line
 _SELDOM = {"progress.json"}  # says every two seconds how a run is doing
 _SELDOM_SECONDS = 10.0
 _NEVER_CHANGES = re.compile(r"records/[^/]+\.(parquet|damaged)|samples/[^/]+\.png")
-_FAILURES = "failures.parquet"  # the only one that goes again
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -69,8 +68,9 @@ class WorkingCopy:
             if not held and is_locked(self.path):
                 self.trust()
                 return
-            if wanted and _FAILURES not in listed:
-                (self.path / _FAILURES).unlink(missing_ok=True)  # of trials that were measured elsewhere since
+            failures = RunDirectory(self.path).failures  # the only file that goes again
+            if wanted and failures.name not in listed:
+                failures.unlink(missing_ok=True)  # of trials that were measured elsewhere since
             in_parallel(lambda name: self._bring(name, listed[name]), wanted)
 
     def _bring(self, name: str, there: Listed) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.naming import nearest
 from sweeps.config import ConfigError, RunConfig
-from sweeps.overrides import typed
+from sweeps.overrides import pasted
 from sweeps.places import names_at
 from sweeps.records import GaveOut, publish
 from sweeps.tracking.client import Hung, Patience
@@ -118,7 +118,7 @@ def _not_uploaded(plans: Sequence[Plan]) -> list[str]:
     lines = []
     for plan in plans:
         if not (plan.run_dir / LEDGER).is_file():
-            lines.append(f"{plan.name} was not logged; {typed('mode=track', run_name=plan.name)}")
+            lines.append(f"{plan.name} was not logged; {pasted({'mode': 'track', 'run.name': plan.name})}")
         elif '"uploaded": true' not in (plan.run_dir / LEDGER).read_text(encoding="utf-8"):
             lines.append(f"{plan.name} may not be uploaded yet: wandb sync {plan.run_dir / 'wandb'}")
     return lines

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.overrides import typed
+from sweeps.overrides import pasted
 
 PLAIN = st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=("C",)), min_size=1)
 
@@ -27,14 +27,14 @@ faces|faces,sweep.seed=0|it's|s3://b/runs?endpoint_override=http://h:1&a=b|$HOME
 
 @pytest.mark.parametrize("name", NAMES.strip("\n").replace("\n", "|").split("|"))
 def test_a_name_arrives_as_it_is(name: str) -> None:
-    assert arrived(typed(run_name=name)) == {"run.name": name}
+    assert arrived(pasted({"run.name": name})) == {"run.name": name}
 
 
 @given(PLAIN, PLAIN)
 def test_any_names_do(first: str, second: str) -> None:
-    assert arrived(typed(run_a=first, run_b=second)) == {"run.a": first, "run.b": second}
+    assert arrived(pasted({"run.a": first, "run.b": second})) == {"run.a": first, "run.b": second}
 
 
 def test_a_name_that_needs_no_quotes_has_none() -> None:
-    line = typed("mode=compare", run_root="/data/runs", run_a="full-1", run_b="a,b")
+    line = pasted({"mode": "compare", "run.root": "/data/runs", "run.a": "full-1", "run.b": "a,b"})
     assert line == """mode=compare run.root=/data/runs run.a=full-1 "run.b='a,b'\""""
