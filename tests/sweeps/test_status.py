@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -75,7 +76,9 @@ def test_a_sweep_is_watched_while_it_runs_and_after_it_was_killed(settings: list
     assert ", ETA " in text[2]
     assert text[3] == "top ten so far (provisional: by the images measured so far, corrected for nothing)"
     assert len(text) == 4 + len(standing.top) <= 14
-    assert "layer 0 head 0, zero, t 999-500" in other.stdout
+    for line, strong in zip(text[4:], standing.top, strict=True):  # whichever of the trials were done by then
+        assert line.endswith(f"n={strong.images:<4d} {strong.label}")
+        assert re.fullmatch(r"layer \d head \d, zero, t (999-500|499-0), (synthetic|natural)", strong.label)
 
     killed = lines(read_status(directory))
     assert killed[0].startswith("run mine: interrupted, ")
