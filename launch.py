@@ -12,6 +12,7 @@ import functools
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,8 +41,20 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # of a file that
 _EXPECTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
 
+def console() -> None:
+    """``main`` in a process of its own: a Ctrl-C before or after its work ends it without a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:  # while the command line was read: nothing is under way
+        sys.exit(INTERRUPTED)
+    finally:
+        # Libraries clean up while the process ends, torch and Ray too; a KeyboardInterrupt there is a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's "&" has it ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def main() -> None:
-    """Console entry: check the command line first, so that a mistake costs one line and no work."""
+    """Check the command line first, so that a mistake costs one line and no work; then run it."""
     register()
     parser = get_args_parser()
     parser.error = _fail  # type: ignore[method-assign]  # argparse would print its usage as well
@@ -298,4 +311,4 @@ def _fail(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    console()

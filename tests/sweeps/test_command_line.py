@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
+from subprocess import run
 
 import pytest
 import yaml
@@ -13,7 +16,7 @@ from sweeps.config import METRICS, Config, as_indices, as_list, as_plain
 from sweeps.config import ConfigError as Refused
 from sweeps.groups import EXPERIMENT
 from tests.sweeps.conftest import Said
-from tests.sweeps.tiny import composed, save_pipeline
+from tests.sweeps.tiny import ROOT, composed, environment, save_pipeline
 from tests.sweeps.tiny import launch as launch_process
 
 GROUPS = {
@@ -302,6 +305,28 @@ def test_exit_code_2_and_one_line_in_a_process_of_its_own(tmp_path: Path) -> Non
     assert ended.stderr == "error: unknown key 'sweep.imags'; did you mean 'sweep.images'?\n"
     assert ended.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+CTRL_C = "lambda: os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    ("when", "entry", "code", "traceback"),
+    [
+        (f"atexit.register({CTRL_C})", "console", -signal.SIGINT, False),
+        (f"atexit.register({CTRL_C})", "main", 0, True),
+        (f"launch.register = {CTRL_C}", "console", launch.INTERRUPTED, False),
+        (f"launch.register = {CTRL_C}", "main", -signal.SIGINT, True),
+    ],
+)
+def test_ctrl_c_before_or_after_the_work(when: str, entry: str, code: int, traceback: bool) -> None:
+    """Of the console only: ``main`` leaves the handlers of the process that calls it alone, as the controls show."""
+    handler = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's "&" has it ignored
+    lines = f"import atexit, os, signal, launch; {handler}; {when}; launch.{entry}()"
+    done = run([sys.executable, "-c", lines, "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("Traceback" in done.stderr) == traceback, done.stderr
+    assert traceback or not done.stderr
 
 
 # What Hydra's own flags do.
