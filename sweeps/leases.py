@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sweeps.holdings import Place
 from sweeps.plan import Trial
 
 _SMALLER = 8  # times that a lease at the end of a round is smaller than usual, at most
@@ -51,6 +52,12 @@ class Lease:
         digest = hashlib.sha256(("".join(t.trial_id for t in held) + suffix).encode()).hexdigest()
         return cls(digest[:16], held, units)
 
+    @property
+    def place(self) -> Place:
+        """What its trials share, but for their layer."""
+        first = self.trials[0]
+        return Place.of(first, range(first.images) if self.units is None else self.units)
+
     def halves(self) -> list[Lease]:
         """Two smaller leases, to find the trial that kills its worker; one trial cannot be halved."""
         return list(self.cut(middle)) if (middle := len(self.trials) // 2) else [self]
@@ -81,6 +88,13 @@ class Pace:
         return 1 if self.seconds is None else max(1, round(seconds / self.seconds))
 
 
+Choose = Callable[[Mapping[Place, int]], Place]
+
+
+def _first(waiting: Mapping[Place, int]) -> Place:
+    return next(iter(waiting))
+
+
 class LeaseQueue:
     """Cuts tasks into leases of about ``seconds`` of work, by the pace of the worker that takes them.
 
@@ -89,22 +103,24 @@ class LeaseQueue:
     """
 
     def __init__(self, tasks: Iterable[Task], seconds: float, following: Callable[[], Iterable[Task]] = tuple) -> None:
-        self._groups: deque[deque[Task]] = deque()
+        self._groups: dict[Place, deque[deque[Task]]] = {}  # of a layer each
+        self._waiting: dict[Place, int] = {}
         self._returned: deque[Lease] = deque()
         self._seconds = seconds
         self._following = following
-        self._waiting = 0
         self._add(tasks)
 
     def __bool__(self) -> bool:
         return bool(self._groups or self._returned)
 
     def _add(self, tasks: Iterable[Task]) -> None:
-        groups: OrderedDict[tuple, deque[Task]] = OrderedDict()
+        groups: dict[Place, dict[int, deque[Task]]] = {}
         for task in tasks:
-            self._waiting += 1
-            groups.setdefault((*share_key(task.trial), task.units.start, task.units.stop), deque()).append(task)
-        self._groups.extend(groups.values())
+            place = Place.of(task.trial, task.units)
+            groups.setdefault(place, {}).setdefault(task.trial.layer_index, deque()).append(task)
+        for place, layers in groups.items():
+            self._groups.setdefault(place, deque()).extend(layers.values())
+            self._waiting[place] = self._waiting.get(place, 0) + sum(map(len, layers.values()))
 
     def refill(self) -> bool:
         """Go on to the next round; call it when nothing is waiting or in flight. False when the sweep is over."""
@@ -114,16 +130,20 @@ class LeaseQueue:
     @property
     def waiting(self) -> int:
         """Tasks that nobody has."""
-        return self._waiting + sum(len(lease.trials) for lease in self._returned)
+        return sum(self._waiting.values()) + sum(len(lease.trials) for lease in self._returned)
 
-    def take(self, pace: Pace, share: int | None = None) -> Lease:
-        """The next lease; tasks of one group stay together as long as they fit.
+    def take(
+        self, pace: Pace, share: int | None = None, choose: Callable[[Mapping[Place, int]], Place] = _first
+    ) -> Lease:
+        """The next lease; tasks of one place and layer stay together as long as they fit.
 
         Args:
             pace: of the worker that takes it.
             share: of what is waiting, tasks that this worker should run (see ``fair_shares``); None: all of it. It gets
                 half of them at once, so that toward the end of a round leases get smaller, down to an eighth of the
                 usual, and nobody is left with a long one while the others wait for the next round.
+            choose: the place to take it from, of those at which tasks wait and how many; what was given back goes
+                before.
         """
         usual = size = pace.fits(self._seconds)
         if share is not None:
@@ -134,13 +154,17 @@ class LeaseQueue:
                 lease, rest = lease.cut(size)
                 self._returned.appendleft(rest)
             return lease
-        group = self._groups[0]
+        place = choose(self._waiting)
+        groups = self._groups[place]
+        group = groups[0]
         units = group[0].units
         size = min(size, len(group))
         lease = Lease.of((group.popleft().trial for _ in range(size)), units)
-        self._waiting -= size
+        self._waiting[place] -= size
         if not group:
-            self._groups.popleft()
+            groups.popleft()
+        if not groups:
+            del self._groups[place], self._waiting[place]
         return lease
 
     def give_back(self, lease: Lease) -> None:
@@ -170,7 +194,6 @@ def _done_by(seconds: float, pace: np.ndarray, free: np.ndarray) -> np.ndarray:
     return np.floor(np.maximum(seconds - free, 0) / pace + 1e-6)
 
 
-def share_key(trial: Trial) -> tuple:
+def share_key(trial: Trial) -> tuple[Place, int]:
     """Trials with the same key share their clean pass and the layer at which they first differ from it."""
-    units = (trial.first_image, trial.images, trial.samples)
-    return (trial.model, trial.dataset, trial.protocol, trial.window, units, trial.layer_index)
+    return Place.of(trial, range(trial.images)), trial.layer_index

@@ -12,9 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from sweeps.drain import Draining
+from sweeps.holdings import Holdings, next_place
 from sweeps.leases import Lease, LeaseQueue, Pace, fair_shares
 from sweeps.records import Failure, GaveOut
 from sweeps.run import DEVICE_LOST, LeaseOutcome
@@ -68,6 +70,7 @@ class _Worker:
     Attributes:
         kind: what the factory calls it.
         pace: how long a task takes it.
+        held: what it has computed in this life that other leases may need.
         rested: since when it has had nothing to do.
         heard: when it last answered anything.
         flying: leases in the order in which they were handed over, which is the order in which they are run.
@@ -90,6 +93,7 @@ class _Worker:
     process: Any = None
     ended: Any = None
     pace: Pace = field(default_factory=Pace)
+    held: Holdings = field(default_factory=Holdings)
     flying: dict[Any, _Flight] = field(default_factory=dict)
     silent: int = 0
     lost_since: float | None = None
@@ -115,6 +119,7 @@ class _Worker:
         self.ping = self.handle.ping.remote()
 
     def hand(self, lease: Lease) -> None:
+        self.held.enter(lease.place)
         self.flying[self.handle.run.remote(lease)] = _Flight(lease, time.monotonic(), self.life)
 
     def take_back(self, ref: Any) -> _Flight:
@@ -233,7 +238,9 @@ class Pool:
         for _ in range(at_once):
             for index, worker in enumerate(able):
                 if self._leases and len(worker.flying) < at_once and (share := self._shares(able)[index]):
-                    worker.hand(self._leases.take(worker.pace, share))
+                    there = Counter(w.held.place for w in self._workers if w.flying and w.held.place)
+                    choose = partial(next_place, held=worker.held, there=there, workers=len(self._workers))
+                    worker.hand(self._leases.take(worker.pace, share, choose))
 
     def _shares(self, able: Sequence[_Worker]) -> list[int]:
         """Tasks that each should run of what waits; one that has not run any yet is taken for an average one."""
@@ -327,7 +334,7 @@ class Pool:
             worker.asked_again = now + _ASK_AGAIN_SECONDS
             return False
         worker.ping, worker.silent, worker.lost_since, worker.ended = None, 0, None, None
-        worker.heard, worker.life = now, worker.life + 1
+        worker.heard, worker.life, worker.held = now, worker.life + 1, Holdings()
         return True
 
     def _end_hung_leases(self) -> Iterator[tuple[Lease, LeaseOutcome]]:
