@@ -1,6 +1,6 @@
 """Work of a sweep on many workers: what each computes again that another has computed already.
 
-    python -m benchmarks.sharing [--json] [--workers 1 8 32] [--leases 64] [key=value ...]
+    python -m benchmarks.sharing [key=value ...] [--json] [--leases 64] [--workers 8 32]
 
 Every lease is run, by the engine of the worker that the pool hands it to, one after the other in this process. Ray and
 the time are played: a lease takes as long as its FLOPs, at a speed at which each worker has about ``--leases`` of them.
@@ -51,6 +51,7 @@ class Worker:
         self.flops = 0
         self._ray = ray
         self._runner = Runner(spec, subject)
+        assert self._runner._engine.replayable  # the self-test, once a process; asked for, it is done
         self._network = subject.denoiser.network
         self._speed = flops_per_second
         self._free = 0.0

@@ -14,19 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import pytest
 
-from circuits.engine import Window
 from sweeps.config import ClusterConfig
-from sweeps.holdings import Place
 from sweeps.leases import LeaseQueue, Pace
 from sweeps.records import Failure, GaveOut
 from sweeps.schedule import clusters
 from sweeps.schedule.pool import Pool
 from tests.sweeps.tiny import environment
+
+if TYPE_CHECKING:
+    from sweeps.holdings import Place
 
 pytestmark = pytest.mark.run
 
@@ -51,6 +52,9 @@ class LightLease:
 
     @property
     def place(self) -> Place:
+        from circuits.engine import Window
+        from sweeps.holdings import Place
+
         return Place("", "", "denoise", Window(999, 0), (0, 1, 0), (0, 1), 0)
 
     def halves(self) -> list[LightLease]:
@@ -365,11 +369,11 @@ def test_workers_come_when_there_is_room_and_go_when_there_is_no_work(run: Run, 
 
 
 def test_a_lease_that_hangs_is_ended(run: Run, tmp_path: Path) -> None:
-    ended = run(("hang-0",), ("ok-1",), timeout=5)
+    ended = run(("hang-0",), ("ok-1",), timeout=2)
     assert ended.done == Counter(["ok-1"])
     (failure,) = ended.failures
     assert failure.trial_id == "hang-0"
-    assert failure.error == "its worker died 3 times: a lease took longer than cluster.lease_timeout (5 s)"
+    assert failure.error == "its worker died 3 times: a lease took longer than cluster.lease_timeout (2 s)"
     assert 0 < tries(tmp_path, "hang-0") <= 3, "a machine that is busy enough may not begin one in that time"
 
 
