@@ -132,9 +132,7 @@ class LeaseQueue:
         """Tasks that nobody has."""
         return sum(self._waiting.values()) + sum(len(lease.trials) for lease in self._returned)
 
-    def take(
-        self, pace: Pace, share: int | None = None, choose: Callable[[Mapping[Place, int]], Place] = _first
-    ) -> Lease:
+    def take(self, pace: Pace, share: int | None = None, choose: Choose = _first) -> Lease:
         """The next lease; tasks of one place and layer stay together as long as they fit.
 
         Args:

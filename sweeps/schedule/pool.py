@@ -70,7 +70,7 @@ class _Worker:
     Attributes:
         kind: what the factory calls it.
         pace: how long a task takes it.
-        held: what it has computed in this life that other leases may need.
+        held: what its process has computed that other leases may need.
         rested: since when it has had nothing to do.
         heard: when it last answered anything.
         flying: leases in the order in which they were handed over, which is the order in which they are run.
@@ -318,7 +318,7 @@ class Pool:
         if worker.up or now < worker.asked_again or not self._ray.wait([worker.ping], timeout=0)[0]:
             return worker.up
         try:
-            worker.process = self._ray.get(worker.ping)
+            process = self._ray.get(worker.ping)
         except self._ray.exceptions.RayError as error:
             # One that is starting again is unavailable for as long as that takes: no sign that it would not.
             starting = isinstance(error, self._ray.exceptions.ActorUnavailableError)
@@ -329,12 +329,14 @@ class Pool:
             worker.ask()
             worker.asked_again = now + (_ASK_AGAIN_SECONDS if starting else 0.0)
             return False
+        if process != worker.process:
+            worker.process, worker.held = process, Holdings()
         if worker.ended is not None and worker.process == worker.ended:
             worker.ask()
             worker.asked_again = now + _ASK_AGAIN_SECONDS
             return False
         worker.ping, worker.silent, worker.lost_since, worker.ended = None, 0, None, None
-        worker.heard, worker.life, worker.held = now, worker.life + 1, Holdings()
+        worker.heard, worker.life = now, worker.life + 1
         return True
 
     def _end_hung_leases(self) -> Iterator[tuple[Lease, LeaseOutcome]]:

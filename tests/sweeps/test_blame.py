@@ -211,3 +211,24 @@ def test_a_worker_that_is_dead_for_good_is_replaced(playing: Playing) -> None:
     assert play.killed[0][1] == pytest.approx(60, abs=3)
     assert {call.worker for call in play.calls if call.what != "ping"} == {0, 2}
     assert play.clock.now < 150, "100 leases of 2 s; the second worker came after a minute"
+
+
+@pytest.mark.parametrize(("process", "kept"), [("one", True), ("two", False)])
+def test_what_a_worker_holds_goes_with_its_process(playing: Playing, process: str, kept: bool) -> None:
+    """It is asked after a rest, and may have died meanwhile."""
+
+    def answer(play: Play, call: Call) -> None:
+        now, first = play.clock.now, play.asked(0, call.what) == 1
+        call.at, call.value = (now, "one" if first else process) if call.what == "ping" else (now, done(call.what))
+
+    queue = RoundsOfOne.of(("a",))
+    queue.to_come.append(LightLease.of("b"))
+    play, pool = playing(queue, 1, answer)
+    leases = results(pool)
+    assert next(leases) == ("a", [])
+    held = pool._workers[0].held
+    assert held.place is not None
+    play.clock.now += 60.0
+    assert list(leases) == [("b", [])]
+    assert play.asked(0, "ping") == 2
+    assert (pool._workers[0].held is held) == kept
