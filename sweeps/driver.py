@@ -21,7 +21,7 @@ from sweeps.config import Config, ConfigError, as_plain, source_specs
 from sweeps.exploration import explore
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
-from sweeps.measuring import INTERRUPTED, OK, measure
+from sweeps.measuring import GAVE_OUT, INTERRUPTED, OK, measure
 from sweeps.partial import PartialReports
 from sweeps.places import fetch, held, run_at, visiting
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan
@@ -140,10 +140,10 @@ def plan_only(config: Config) -> int:
 
 
 def track(config: Config) -> int:
-    """``mode=track``: log from the records whatever is not in W&B yet."""
+    """``mode=track``: log from the records whatever is not in W&B yet; what could not be logged is left to the next."""
     outcome = track_from_records(existing(config).path, tracker_settings(config))
     say(Console(), outcome.message)
-    return OK
+    return OK if outcome.complete else GAVE_OUT
 
 
 def analyse(config: Config) -> int:

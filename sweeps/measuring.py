@@ -29,7 +29,7 @@ from sweeps.schedule.workers import counts_of, shares_of
 from sweeps.standing import MEASURING, Bulletin
 from sweeps.timings import STARTING, Timings
 
-OK, FAILED_TRIALS, INTERRUPTED = 0, 3, 130
+OK, GAVE_OUT, FAILED_TRIALS, INTERRUPTED = 0, 1, 3, 130
 
 
 class Tally:

@@ -70,6 +70,8 @@ class TrackOutcome:
     message: str = ""
     errors: tuple[str, ...] = ()
     directory: Path | None = None
+    complete: bool = True
+    """Nothing is left for mode=track: all is logged and, in mode online, uploaded."""
 
 
 def resolve_mode(settings: TrackerSettings, environ: Mapping[str, str]) -> tuple[str, str]:

@@ -46,7 +46,11 @@ def open_tracker(run_dir: str | Path, settings: TrackerSettings) -> Tracker:
         ledger = Ledger(directory)
     except Exception as error:
         reason = one_line(error)
-        return Tracker(TrackOutcome("disabled", failed=1, message=f"W&B: nothing logged; {reason}", errors=(reason,)))
+        return Tracker(
+            TrackOutcome(
+                "disabled", failed=1, message=f"W&B: nothing logged; {reason}", errors=(reason,), complete=False
+            )
+        )
     return WandbTracker(plan, ledger, settings, mode, note)
 
 
@@ -294,7 +298,8 @@ class WandbTracker(Tracker):
             errors=tuple(dict.fromkeys(self._writer.errors))[:10],
             directory=self._writer.target.wandb_dir,
         )
-        return replace(outcome, message=self._message(outcome, len(entries)))
+        left = outcome.pending or outcome.errors or self._cut_short or self._uploader.failure
+        return replace(outcome, message=self._message(outcome, len(entries)), complete=not left)
 
     def _message(self, outcome: TrackOutcome, runs: int) -> str:
         lines = [f"W&B: {outcome.logged} trials in {runs} runs, {outcome.uploaded} uploaded."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -460,6 +461,22 @@ def test_mode_aggregate_and_report_need_no_ray_and_no_model(
     assert f"{len(before)} effects, 0 trials not measured" in capsys.readouterr().out.replace("\n", "")
     pd.testing.assert_frame_equal(pd.read_parquet(reference.effects), before)
     assert execute(configure(*where, "mode=report")) == 0
+
+
+def test_mode_track_says_whether_all_was_logged(
+    configure: Configure, reference: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exit code 1, resumable: a script that logs later sees it."""
+
+    def broken(**_: object) -> NoReturn:
+        raise OSError("no network")
+
+    shutil.copytree(reference.path, tmp_path / "runs" / "copy")
+    tracked = configure("run.name=copy", "mode=track", "tracker=wandb", "tracker.mode=offline", "tracker.samples=0")
+    with monkeypatch.context() as patch:
+        patch.setattr("wandb.init", broken)
+        assert execute(tracked) == 1
+    assert execute(tracked) == 0
 
 
 def test_an_unknown_run_is_said_with_the_nearest(configure: Configure, reference: RunDirectory) -> None:

@@ -34,7 +34,9 @@ def test_wandb_that_raises_costs_nothing_but_the_log(run_dir, monkeypatch):
     assert (outcome.logged, outcome.pending, outcome.failed) == (0, 3, 5)
     assert outcome.errors == ("CommError: no network ...",)
     assert "mode=track" in outcome.message
-    assert track_from_records(run_dir, OFFLINE).logged == 3
+    assert not outcome.complete
+    again = track_from_records(run_dir, OFFLINE)
+    assert (again.logged, again.complete) == (3, True)
 
 
 def test_wandb_that_always_raises_is_given_up(tmp_path, monkeypatch):
@@ -164,13 +166,13 @@ def test_the_end_is_bounded(tmp_path):
     run_dir = make_run(tmp_path / "late", trials=3)
     record(run_dir, 0, 1, 2)
     outcome = open_tracker(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).finish()
-    assert (outcome.logged, outcome.pending, outcome.failed) == (0, 3, 0)
+    assert (outcome.logged, outcome.pending, outcome.failed, outcome.complete) == (0, 3, 0, False)
     assert "mode=track" in outcome.message
     outcome = track_from_records(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6))
-    assert (outcome.pending, "mode=track" in outcome.message) == (0, False)
+    assert (outcome.pending, outcome.complete, "mode=track" in outcome.message) == (0, True, False)
     write_effects(run_dir, effect(0, 25.0, "degraded"))
     outcome = open_tracker(run_dir, TrackerSettings(mode="offline", finish_timeout=1e-6)).finish()
-    assert (outcome.logged, outcome.pending) == (3, 0)
+    assert (outcome.logged, outcome.pending, outcome.complete) == (3, 0, False)
     assert "not all that was found of them; mode=track" in outcome.message
 
 

@@ -58,6 +58,7 @@ def test_without_a_network_it_goes_on_offline_and_uploads_later(run_dir, server,
         outcome = tracker.finish()
     assert (outcome.mode, outcome.logged, outcome.uploaded) == ("offline", 2, 0)
     assert "connection refused" in outcome.message
+    assert not outcome.complete
     assert "wandb sync" in outcome.message
 
     record(run_dir, 2)
