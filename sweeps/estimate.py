@@ -189,7 +189,11 @@ def estimated(work: Work, pace: Pace, setting: Setting, profile_seconds: float =
     def shared(name: str, expected: float, most: float | None = None) -> Part:
         return Part(name, expected * each, (expected if most is None else most) * each)
 
-    once = pace.once * work.clean * setting.workers
+    # Workers go where the others are not (`sweeps.holdings`), and come together toward the end of a round: played pools
+    # of 1 to 64 workers on 10 places made 1 to 1.6 times so many.
+    everywhere = work.clean * setting.workers
+    passes = min(everywhere, work.clean + setting.workers - 1)
+    most_passes = min(everywhere, 2 * passes)
     waiting = ROUND * (setting.workers > 1)
     parts = [
         Part("starting", *[IMPORTS + setting.loading + pace.starting] * 2),
@@ -197,7 +201,7 @@ def estimated(work: Work, pace: Pace, setting: Setting, profile_seconds: float =
         shared("ablations", pace.image * work.images, pace.image * work.most_images),
         shared("controls", pace.image * work.control_images),
         shared("samples to look at", pace.generated_row * work.generated_rows),
-        shared("first passes", once),
+        shared("first passes", pace.once * passes, pace.once * most_passes),
         Part("rounds", waiting * work.rounds, waiting * work.most_rounds),
         Part("W&B beside it", logging, logging),
         Part("aggregation", pace.aggregating, pace.aggregating),

@@ -88,7 +88,7 @@ def test_parts_add_up_and_workers_share_them() -> None:
             "ablations": 0.01 * work.images / 2,
             "controls": 0.01 * work.control_images / 2,
             "samples to look at": 0.02 * work.generated_rows / 2,
-            "first passes": 0.5 * 10 * 2 / 2,
+            "first passes": 0.5 * (10 + 1) / 2,
             "rounds": ROUND,
             "W&B beside it": 100 * TRACKED_RUN / 2,
             "aggregation": 2.0,
@@ -97,12 +97,25 @@ def test_parts_add_up_and_workers_share_them() -> None:
         }
     )
     whole = estimated(work, PACE, TWO)
-    assert whole.expected == whole.most == sum(part.expected for part in whole.parts)
-    assert whole.cost(3.0) == pytest.approx((whole.expected / 3600 * 2 * 3.0,) * 2)
+    assert whole.expected == sum(part.expected for part in whole.parts)
+    assert whole.most == pytest.approx(whole.expected + 0.5 * (10 * 2 - 11) / 2), "as if both went everywhere"
+    assert whole.cost(3.0) == pytest.approx((whole.expected / 1200 * 2, whole.most / 1200 * 2))
     quiet = {part.name for part in estimated(work, PACE, replace(TWO, runs=0)).parts}
     assert not {name for name in quiet if "W&B" in name}
     idle_core = {part.name for part in estimated(work, PACE, replace(TWO, cores=4)).parts}
     assert "W&B beside it" not in idle_core, "where a core is free, logging costs the sweep nothing"
+
+
+@pytest.mark.parametrize(
+    ("clean", "workers", "passes", "most"),
+    [(10, 1, 10, 10), (10, 2, 11, 20), (10, 100, 109, 218), (1, 3, 3, 3), (0, 5, 0, 0)],
+)
+def test_workers_share_the_first_passes_out(clean: int, workers: int, passes: int, most: int) -> None:
+    work = replace(work_of(make_plan(composed(), fake_subject()), stopped=False, first=16, batch=16), clean=clean)
+    found = {part.name: part for part in estimated(work, PACE, replace(TWO, workers=workers)).parts}
+    expected = (0.5 * passes / workers, 0.5 * most / workers)
+    part = found.get("first passes")
+    assert ((part.expected, part.most) if part else (0, 0)) == pytest.approx(expected)
 
 
 def test_wandb_has_a_run_a_trial_up_to_a_limit() -> None:
