@@ -34,8 +34,8 @@ from circuits.naming import nearest, nearest_folder
 from sweeps import completion, explanation, groups, multirun
 from sweeps.composition import config_folder, nearest_key, register, schema_keys, typed
 from sweeps.config import Config, ConfigError
+from sweeps.exit_codes import BAD_INPUT, FAILED_TRIALS, GAVE_OUT, INTERRUPTED, OK
 
-GAVE_OUT, BAD_INPUT, FAILED_TRIALS, INTERRUPTED = 1, 2, 3, 130
 _GOES_ON = "what is recorded is kept, and the same command goes on from there"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # of a file that is not published: a figure, say
 _EXPECTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
@@ -94,7 +94,7 @@ def _run(flags: argparse.Namespace) -> int:
         code = _launch(composed, began)
         codes.append(code)
         jobs.extend(multirun.Job(swept, str(composed.run.root), name, code) for name in began)
-        if code not in {0, FAILED_TRIALS}:
+        if code not in {OK, FAILED_TRIALS}:
             sys.exit(code)  # nothing else of a --multirun would fare better
 
     try:
@@ -104,7 +104,7 @@ def _run(flags: argparse.Namespace) -> int:
     finally:
         if swept_keys:
             print("\n".join(multirun.summary(jobs, _program())))
-    return max(codes, default=0)
+    return max(codes, default=OK)
 
 
 def _launch(composed: DictConfig, began: list[str]) -> int:

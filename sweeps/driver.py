@@ -18,10 +18,11 @@ from sweeps.adaptive import recall
 from sweeps.aggregate import aggregate
 from sweeps.candidates import search_plan
 from sweeps.config import Config, ConfigError, as_plain, source_specs
+from sweeps.exit_codes import GAVE_OUT, INTERRUPTED, OK
 from sweeps.exploration import explore
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
-from sweeps.measuring import GAVE_OUT, INTERRUPTED, OK, measure
+from sweeps.measuring import measure
 from sweeps.partial import PartialReports
 from sweeps.places import fetch, held, run_at, visiting
 from sweeps.plan import Plan, Subject, check_labels, default_run_name, images_of, make_plan

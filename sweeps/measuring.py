@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sweeps import schedule
 from sweeps.config import Config
+from sweeps.exit_codes import FAILED_TRIALS, INTERRUPTED, OK
 from sweeps.follower import Follower
 from sweeps.interruption import interruptible
 from sweeps.leases import Lease, LeaseQueue
@@ -28,8 +29,6 @@ from sweeps.run import LeaseOutcome, RunnerSpec
 from sweeps.schedule.workers import counts_of, shares_of
 from sweeps.standing import MEASURING, Bulletin
 from sweeps.timings import STARTING, Timings
-
-OK, GAVE_OUT, FAILED_TRIALS, INTERRUPTED = 0, 1, 3, 130
 
 
 class Tally:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sweeps.exit_codes import FAILED_TRIALS, INTERRUPTED, OK
 from sweeps.overrides import pasted
 from sweeps.uris import Uri, is_uri
 
-_SAID = {0: "complete", 3: "some trials failed for good", 130: "interrupted"}
+_SAID = {OK: "complete", FAILED_TRIALS: "some trials failed for good", INTERRUPTED: "interrupted"}
 
 
 @dataclass(frozen=True)
