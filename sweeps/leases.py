@@ -103,8 +103,7 @@ class LeaseQueue:
     """
 
     def __init__(self, tasks: Iterable[Task], seconds: float, following: Callable[[], Iterable[Task]] = tuple) -> None:
-        self._groups: dict[Place, deque[deque[Task]]] = {}  # of a layer each
-        self._waiting: dict[Place, int] = {}
+        self._groups: dict[Place, dict[int, deque[Task]]] = {}  # by layer
         self._returned: deque[Lease] = deque()
         self._seconds = seconds
         self._following = following
@@ -114,13 +113,10 @@ class LeaseQueue:
         return bool(self._groups or self._returned)
 
     def _add(self, tasks: Iterable[Task]) -> None:
-        groups: dict[Place, dict[int, deque[Task]]] = {}
         for task in tasks:
-            place = Place.of(task.trial, task.units)
-            groups.setdefault(place, {}).setdefault(task.trial.layer_index, deque()).append(task)
-        for place, layers in groups.items():
-            self._groups.setdefault(place, deque()).extend(layers.values())
-            self._waiting[place] = self._waiting.get(place, 0) + sum(map(len, layers.values()))
+            layers = self._groups.setdefault(Place.of(task.trial, task.units), {})
+            layers.setdefault(task.trial.layer_index, deque()).append(task)
+        self._waiting = {place: sum(map(len, layers.values())) for place, layers in self._groups.items()}
 
     def refill(self) -> bool:
         """Go on to the next round; call it when nothing is waiting or in flight. False when the sweep is over."""
@@ -153,15 +149,15 @@ class LeaseQueue:
                 self._returned.appendleft(rest)
             return lease
         place = choose(self._waiting)
-        groups = self._groups[place]
-        group = groups[0]
+        layers = self._groups[place]
+        layer, group = next(iter(layers.items()))
         units = group[0].units
         size = min(size, len(group))
         lease = Lease.of((group.popleft().trial for _ in range(size)), units)
         self._waiting[place] -= size
         if not group:
-            groups.popleft()
-        if not groups:
+            del layers[layer]
+        if not layers:
             del self._groups[place], self._waiting[place]
         return lease
 
