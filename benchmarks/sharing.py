@@ -21,6 +21,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ from sweeps.leases import Lease, LeaseQueue
 from sweeps.plan import Plan, Subject, make_plan
 from sweeps.records import RunDirectory
 from sweeps.rounds import resumed_rounds
-from sweeps.run import Runner, RunnerSpec
+from sweeps.run import LeaseOutcome, Runner, RunnerSpec
 from sweeps.schedule import pool as pools
 from tests.sweeps.played_ray import Answer, PlayedRay
 from tests.sweeps.tiny import composed
@@ -59,13 +60,12 @@ class Worker:
         self.run = SimpleNamespace(remote=self._run)
 
     def _run(self, lease: Lease) -> Answer:
-        found: list[Any] = []
+        found: list[LeaseOutcome] = []
         flops = network_flops(self._network, lambda: found.append(self._runner.run(lease)))
         self.flops += flops
         seconds = flops / self._speed
         self._free = max(self._ray.clock.now, self._free) + seconds
-        outcome = SimpleNamespace(gains=found[0].gains, failures=found[0].failures, seconds=seconds, last=False)
-        return Answer(self._free, outcome)
+        return Answer(self._free, replace(found[0], seconds=seconds))
 
 
 class Workers(PlayedRay):
@@ -75,6 +75,10 @@ class Workers(PlayedRay):
         super().__init__()
         self.all = [Worker(index, self, spec, subject, flops_per_second) for index in range(count)]
         self._unstarted = list(self.all)
+
+    @property
+    def flops(self) -> int:
+        return sum(worker.flops for worker in self.all)
 
     def wanted(self) -> dict[str, int]:
         return {"played": len(self.all)}
@@ -117,15 +121,14 @@ def figures(config: Config, subject: Subject, counts: Sequence[int], leases: int
     """A row for each number of workers and each way of handing out; the first is of one worker."""
     plan = make_plan(config, subject)
     # In two steps: how much work there is says how fast workers have to be to have so many leases.
-    alone = swept(config, subject, plan, 1, 1e12).all[0].flops
+    alone = swept(config, subject, plan, 1, 1e12).flops
     rows = [{"workers": 1, "handed out": "by place", "work": 1.0, "efficiency": 1.0}]
     for count in counts:
+        speed = alone / (count * leases * LEASE_SECONDS)
         for name, in_order in (("by place", False), ("in order", True)):
-            speed = alone / (count * leases * LEASE_SECONDS)
             found = swept(config, subject, plan, count, speed, in_order=in_order)
-            flops = sum(worker.flops for worker in found.all)
             efficiency = alone / (speed * count * found.clock.now)
-            row = {"workers": count, "handed out": name, "work": flops / alone, "efficiency": efficiency}
+            row = {"workers": count, "handed out": name, "work": found.flops / alone, "efficiency": efficiency}
             rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
     return rows
 

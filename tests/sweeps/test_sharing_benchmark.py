@@ -42,10 +42,6 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Lease]]:
     return found
 
 
-def flops(workers: sharing.Workers) -> int:
-    return sum(worker.flops for worker in workers.all)
-
-
 def row_flops(subject: Subject) -> int:
     """Of a whole forward."""
     denoiser, data = subject.denoiser, next(iter(subject.data.values()))
@@ -64,11 +60,11 @@ def test_what_is_computed_twice_is_counted(
     config: Config, subject: Subject, plan: Plan, leases: list[tuple[int, Lease]], in_order: bool
 ) -> None:
     """Nothing but clean passes and means depends on who does what."""
-    alone = flops(sharing.swept(config, subject, plan, 1, SPEED))
+    alone = sharing.swept(config, subject, plan, 1, SPEED).flops
     places, rows_alone = shared_rows(leases, subject)
     assert (places, rows_alone) == (4, 2 * (2 * 8 + 32 + 64))
     leases.clear()
-    together = flops(sharing.swept(config, subject, plan, 4, SPEED, in_order=in_order))
+    together = sharing.swept(config, subject, plan, 4, SPEED, in_order=in_order).flops
     passes, rows = shared_rows(leases, subject)
     assert sum(len(lease.trials) for _, lease in leases) == len(plan)
     assert together - alone == (rows - rows_alone) * row_flops(subject)
